@@ -1,0 +1,1 @@
+"""What a device and the training machine must agree on to the bit; imports neither sibling."""

@@ -1,0 +1,196 @@
+"""Typed params.yaml: one section per stage, frozen, no hidden defaults, unknown keys refused.
+
+Every key must be present, so that the file alone tells what ran. A section that two stages
+share (`capture`) is named in the `params:` list of each of them in dvc.yaml.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pilltrack.core.errors import ParamsRejected
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+Range = tuple[float, float]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class PrepareParams(_Section):
+    """zip -> checked images and splits by pill identity."""
+
+    seed: int
+    zip_splits: Literal["respect", "ignore"]  # what train|val|test folders in the zip mean
+    validation_share: Share  # of all pills
+    test_share: Share  # of all pills
+    stranger_share: Share  # of the validation and of the test pills: never enrolled
+    probe_share: Share  # of an enrolled pill's photo groups, per side, kept out of the gallery
+    near_duplicate_bits: Annotated[int, Field(ge=0, le=32)]  # of 256 hash bits that may differ
+    max_unreadable_share: Share  # of all images
+    max_unzipped_gb: Positive
+
+
+class CaptureParams(_Section):
+    """How hard a simulated counter-top photo of a studio crop is; shares and ranges."""
+
+    background_share: Share  # of captures laid on a new surface (studio crops only)
+    scale: Range  # longer side of the pill relative to the frame
+    perspective: Share  # corner shift relative to the pill's size
+    shadow: Share  # darkness of the deepest shadow
+    light: Share  # unevenness of the light across the frame
+    colour_cast: Share  # largest relative gain of a channel
+    blur_px: Annotated[float, Field(ge=0.0)]  # largest blur sigma at 224 px
+    noise: Share  # largest sensor noise sigma, of full scale
+    jpeg_quality: tuple[Annotated[int, Field(ge=5, le=100)], Annotated[int, Field(ge=5, le=100)]]
+    clip: Share  # largest share of the pill pushed out of the frame
+
+
+class _FitParams(_Section):
+    seed: int
+    backbone: str  # a timm model name
+    backbone_options: dict[str, Any]  # handed to timm.create_model
+    weights: str  # imagenet | none | path to a .safetensors file
+    input_size_px: Annotated[int, Field(ge=32, le=512)]
+    epochs: Count
+    pills_per_batch: Annotated[int, Field(ge=2)]
+    photos_per_pill: Annotated[int, Field(ge=2)]
+    learning_rate: Positive
+    weight_decay: Annotated[float, Field(ge=0.0)]
+    warmup_share: Share  # of all steps
+    batch_norm: Literal["train", "eval"]  # eval keeps the running statistics of the weights file
+    workers: Annotated[int, Field(ge=0)]
+    checkpoint_every_s: Positive
+
+
+class TrainParams(_FitParams):
+    """The teacher."""
+
+    embedding_dim: Annotated[int, Field(ge=8, le=1024)]
+    loss: Literal["supcon", "multi_similarity"]
+
+
+class DistillParams(_FitParams):
+    """The student; its embedding dimension is the teacher's."""
+
+    temperature: Positive  # of the similarity distributions
+    alpha: Share  # weight of the embedding loss; 1 - alpha goes to the similarity loss
+
+
+class ConvertParams(_Section):
+    """torch -> int8 LiteRT and fp32 ONNX, with a parity gate."""
+
+    seed: int
+    calibration_images: Count
+    parity_images: Count
+    min_mean_cosine: Share
+    max_changed_decisions: Share
+
+
+class EnrollParams(_Section):
+    """The gallery."""
+
+    references_per_side: Count
+
+
+class EvaluateParams(_Section):
+    """Calibration on validation pills, report on test pills, gate."""
+
+    seed: int
+    captures: Literal["real", "rendered", "augmented"]  # what calibration and gate look at
+    augmented_per_photo: Annotated[int, Field(ge=0)]
+    fpir: Annotated[float, Field(gt=0.0, lt=1.0)]  # strangers accepted, at most
+    margin: Annotated[float, Field(ge=0.0, le=2.0)]  # best pill ahead of the second, at least
+    min_recall_at_1_seen: Share
+    min_recall_at_1_new: Share
+    max_fpir: Share
+    max_fnir: Share
+
+
+class PackageParams(_Section):
+    """The bundle."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+
+
+class Params(_Section):
+    """The whole of params.yaml."""
+
+    prepare: PrepareParams
+    capture: CaptureParams
+    train: TrainParams
+    distill: DistillParams
+    convert: ConvertParams
+    enroll: EnrollParams
+    evaluate: EvaluateParams
+    package: PackageParams
+
+
+def load_params(path: Path) -> Params:
+    """Read and check a params file.
+
+    Raises ParamsRejected naming the file, the key, and the nearest known key for a misspelling.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ParamsRejected(
+            str(path),
+            found=f"cannot be read ({error.strerror})",
+            expected="the parameters of all stages",
+            remedy="Run from the root of the repository, or name the file.",
+        ) from error
+    except yaml.YAMLError as error:
+        raise ParamsRejected(
+            str(path),
+            found=f"is not YAML ({' '.join(str(error).split())})",
+            expected="a YAML mapping",
+            remedy="Mend the line named above.",
+        ) from error
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise _explain(path, error) from error
+
+
+def _explain(path: Path, error: ValidationError) -> ParamsRejected:
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(problem["loc"][:-1])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        return ParamsRejected(
+            f"{path}: {key}",
+            found="unknown key",
+            expected=f"one of {', '.join(known)}",
+            remedy=f"{hint}Correct or delete it.",
+        )
+    if problem["type"] == "missing":
+        return ParamsRejected(
+            f"{path}: {key}",
+            found="missing",
+            expected="a value (there are no hidden defaults)",
+            remedy="Add it; params/full.yaml shows every key.",
+        )
+    return ParamsRejected(
+        f"{path}: {key}" if key else str(path),
+        found=repr(problem["input"])[:80],
+        expected=problem["msg"],
+        remedy="Correct the value.",
+    )
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = Params
+    for part in location:
+        model = model.model_fields[str(part)].annotation
+    return list(model.model_fields)
