@@ -13,14 +13,23 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pilltrack.core.errors import ImageRejected
 
 MAX_BYTES = 64 * 1024 * 1024
 MAX_PIXELS = 50_000_000
 MIN_SIDE_PX = 16
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "MPO")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # a phone's MPO opens as its first JPEG
+_TURNS = {  # EXIF orientation -> what makes it upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 
 
@@ -63,17 +72,25 @@ def decode_image(data: bytes, *, name: str) -> NDArray[np.uint8]:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(name, image.size)
                 image.load()
-                upright = ImageOps.exif_transpose(image)
-                return np.ascontiguousarray(np.asarray(_as_rgb(upright)))
+                return np.ascontiguousarray(np.asarray(_as_rgb(_upright(image))))
+    except (ImageRejected, MemoryError):
+        raise
     except UnidentifiedImageError as error:
         raise _unreadable(name, "it is not an image in a known format") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's parsers raise many kinds on hostile bytes
         raise _unreadable(name, f"it is damaged or truncated ({error})") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Undo the camera's rotation; ImageOps would rewrite the EXIF data, and fail on odd tags."""
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":  # 16-bit greyscale: Pillow would clip it
-        values = np.asarray(image).astype(np.float64)
+        values = np.nan_to_num(np.asarray(image).astype(np.float64))
         if image.mode != "F":
             values = values / 256
         return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).convert("RGB")

@@ -1,0 +1,251 @@
+"""The bundle: everything a device needs to name pills, in one directory that proves itself.
+
+    bundle/
+      manifest.json         what it is, what made it, and size and SHA-256 of every other file
+      model.tflite          (or model.onnx) the exported student
+      gallery.safetensors   the enrolled pills
+
+Model, gallery and calibration must belong to one embedding space. `write_bundle` swaps a finished
+and verified directory into place; `read_bundle` accepts a directory only as a whole: nothing
+missing, changed or added, no links. Who wrote it is not proven here; that is the signature's task.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pilltrack.core.decide import Calibration
+from pilltrack.core.embedder import open_embedder, space_of
+from pilltrack.core.errors import BundleRejected, SpaceMismatch
+from pilltrack.core.files import replaced_directory
+from pilltrack.core.gallery import read_space
+
+FORMAT: Final = 1
+MANIFEST_FILE = "manifest.json"
+GALLERY_FILE = "gallery.safetensors"
+MAX_MANIFEST_BYTES = 64 * 1024 * 1024
+MAX_FILES = 64
+
+# No separators, no leading dot: a name cannot leave the bundle.
+PlainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ModelCard(_Part):
+    """The model: which file, and what it takes and gives."""
+
+    file: PlainName
+    input_size_px: int = Field(ge=1)
+    embedding_dim: int = Field(ge=1)
+    quantisation: str
+
+
+class FileRecord(_Part):
+    """What a file must be."""
+
+    sha256: Sha256
+    bytes: int = Field(ge=0)
+
+
+class Manifest(_Part):
+    """The content of manifest.json; `pills` maps each pill to its metadata (NDC, name, ...)."""
+
+    format: Literal[1]
+    name: str = Field(min_length=1)
+    git_commit: str
+    data_digest: str
+    params_digest: str
+    model: ModelCard
+    space: Sha256
+    calibration: Calibration
+    pills: dict[str, dict[str, str]]
+    files: dict[PlainName, FileRecord] = Field(max_length=MAX_FILES)
+
+
+def write_bundle(
+    directory: Path,
+    *,
+    name: str,
+    model: Path,
+    gallery: Path,
+    calibration: Calibration,
+    pills: Mapping[str, Mapping[str, str]],
+    git_commit: str,
+    data_digest: str,
+    params_digest: str,
+) -> Manifest:
+    """Write a bundle of copies of `model` and `gallery` to `directory`; return its manifest.
+
+    It is built and verified beside `directory` and takes its place, and that of an older bundle
+    there, by renaming. The same input gives the same bytes.
+
+    Raises BundleRejected or SpaceMismatch as `read_bundle`, or when `directory` holds anything
+    but a bundle; what was there then stays.
+    """
+    if not _may_hold_bundle(directory):
+        raise BundleRejected(
+            str(directory),
+            found="something that is not a bundle",
+            expected="a bundle to replace, an empty directory, or nothing",
+            remedy="Choose another directory.",
+        )
+    embedder = open_embedder(model)
+    model_file = f"model{model.suffix}"
+    with replaced_directory(directory) as new:
+        shutil.copyfile(model, new / model_file)
+        shutil.copyfile(gallery, new / GALLERY_FILE)
+        manifest = Manifest(
+            format=FORMAT,
+            name=name,
+            git_commit=git_commit,
+            data_digest=data_digest,
+            params_digest=params_digest,
+            model=ModelCard(
+                file=model_file,
+                input_size_px=embedder.input_size_px,
+                embedding_dim=embedder.dim,
+                quantisation=embedder.quantisation,
+            ),
+            space=embedder.space,
+            calibration=calibration,
+            pills={pill: dict(metadata) for pill, metadata in pills.items()},
+            files={
+                file: FileRecord(sha256=_sha256(new / file), bytes=(new / file).stat().st_size)
+                for file in (model_file, GALLERY_FILE)
+            },
+        )
+        (new / MANIFEST_FILE).write_text(_manifest_json(manifest), encoding="utf-8")
+        read_bundle(new)
+    return manifest
+
+
+def read_bundle(directory: Path) -> Manifest:
+    """Verify a bundle and return its manifest.
+
+    Checked: the manifest's schema and format number; that exactly the listed files exist, as
+    regular files under plain names, with their size and SHA-256; that the model's bytes, the
+    gallery and the calibration name one embedding space.
+
+    Raises BundleRejected, or SpaceMismatch for the last check, naming the file, what was found
+    and what was expected.
+    """
+    manifest = _read_manifest(directory)
+    _check_listing(directory, manifest)
+    for file, record in sorted(manifest.files.items()):
+        _check_file(directory / file, record)
+    _check_spaces(directory, manifest)
+    return manifest
+
+
+def _may_hold_bundle(directory: Path) -> bool:
+    if not directory.exists():
+        return True
+    if not directory.is_dir():
+        return False
+    return (directory / MANIFEST_FILE).is_file() or not any(directory.iterdir())
+
+
+def _read_manifest(directory: Path) -> Manifest:
+    path = directory / MANIFEST_FILE
+    expected = "the manifest of a PillTrack bundle"
+    try:
+        _check_regular(path)
+        size = path.stat().st_size
+        if size > MAX_MANIFEST_BYTES:
+            raise _rejected(path, f"{size} bytes", f"at most {MAX_MANIFEST_BYTES} bytes")
+        raw = path.read_bytes()
+        content = json.loads(raw)
+    except OSError as error:
+        raise _rejected(path, f"cannot be read ({error.strerror})", expected) from error
+    except (ValueError, RecursionError) as error:
+        raise _rejected(path, f"not JSON ({error})", expected) from error
+    found_format = content.get("format") if isinstance(content, dict) else None
+    if type(found_format) is not int or found_format != FORMAT:
+        raise BundleRejected(
+            str(path),
+            found=f"format {found_format!r}",
+            expected=f"format {FORMAT}",
+            remedy="A newer format needs a newer PillTrack on this device.",
+        )
+    try:
+        return Manifest.model_validate_json(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise _rejected(path, f"{where}: {first['msg']}", expected) from error
+
+
+def _check_listing(directory: Path, manifest: Manifest) -> None:
+    listed = set(manifest.files)
+    for needed in (manifest.model.file, GALLERY_FILE):
+        if needed not in listed:
+            found = f"{needed} is not among its files"
+            raise _rejected(directory / MANIFEST_FILE, found, "model and gallery listed")
+    if MANIFEST_FILE in listed:
+        raise _rejected(directory / MANIFEST_FILE, "it lists itself", "only other files listed")
+    present = {entry.name for entry in directory.iterdir()}
+    for extra in sorted(present - listed - {MANIFEST_FILE}):
+        raise _rejected(directory / extra, "a file the manifest does not list", "no such file")
+    for missing in sorted(listed - present):
+        raise _rejected(directory / missing, "missing", "the file the manifest lists")
+
+
+def _check_file(path: Path, record: FileRecord) -> None:
+    _check_regular(path)
+    size = path.stat().st_size
+    if size != record.bytes:
+        raise _rejected(path, f"{size} bytes", f"{record.bytes} bytes")
+    digest = _sha256(path)
+    if digest != record.sha256:
+        raise _rejected(path, f"SHA-256 {digest}", f"SHA-256 {record.sha256}")
+
+
+def _check_regular(path: Path) -> None:
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise _rejected(path, "a link, directory or device", "a regular file")
+
+
+def _check_spaces(directory: Path, manifest: Manifest) -> None:
+    model = directory / manifest.model.file
+    spaces = {
+        model: space_of(model.read_bytes(), manifest.model.input_size_px),
+        directory / GALLERY_FILE: read_space(directory / GALLERY_FILE),
+        directory / f"{MANIFEST_FILE} (calibration)": manifest.calibration.space,
+    }
+    for part, space in spaces.items():
+        if space != manifest.space:
+            raise SpaceMismatch(
+                str(part),
+                found=f"embedding space {space}",
+                expected=f"embedding space {manifest.space} of the manifest",
+                remedy="Build the bundle again: model, gallery and calibration belong together, "
+                "and to this version of PillTrack's preprocessing.",
+            )
+
+
+def _manifest_json(manifest: Manifest) -> str:
+    content = manifest.model_dump(mode="json")
+    return json.dumps(content, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _rejected(path: Path, found: str, expected: str) -> BundleRejected:
+    return BundleRejected(
+        str(path), found=found, expected=expected, remedy="Fetch or build the bundle again."
+    )

@@ -1,0 +1,378 @@
+"""The enrolled pills: enrol, remove, search, save.
+
+A gallery is an in-process Qdrant Edge shard, searched exactly (no approximate index). The shard
+lives in a directory of its own, is built anew whenever a gallery is opened and is not meant to be
+kept; what is kept is one portable safetensors file with all embeddings and references, because
+opening a shard writes to its directory and would break the hashes of a bundle.
+
+    gallery file    safetensors
+      tensor        embeddings  (N, D) float32, unit length, in order of (pill, side, image)
+      metadata      format      "pilltrack-gallery-1"
+                    space       name of the embedding space
+                    references  JSON [[pill, side, image], ...], one per row
+
+The same content gives the same bytes. A file is trusted only after every value has been checked.
+A gallery may be shared between threads.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, dataclass
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import qdrant_edge
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+
+from pilltrack.core.errors import BundleRejected, SpaceMismatch
+from pilltrack.core.files import write_atomically
+
+FORMAT = "pilltrack-gallery-1"
+MAX_FILE_BYTES = 2 * 1024**3
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
+MAX_REFERENCES = 1_000_000
+MAX_DIM = 8192
+MAX_NAME_LENGTH = 1024
+UNIT_TOLERANCE = 1e-3
+
+VECTOR_NAME = "embedding"
+ENROL_CHUNK = 1000  # points become Python lists on their way into the shard: bounds memory
+
+
+@dataclass(frozen=True, order=True)
+class Reference:
+    """Where one enrolled embedding comes from."""
+
+    pill: str
+    side: str  # "front", "back" or empty
+    image: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A pill and its best cosine similarity to a probe, in -1..1."""
+
+    pill: str
+    score: float
+
+
+class Gallery:
+    """Enrolled embeddings of one embedding space, searchable by similarity.
+
+    Use it as a context manager, or call `close`: a private shard directory is then deleted.
+    """
+
+    def __init__(self, space: str, dim: int, directory: Path | None = None) -> None:
+        if not space or not 1 <= dim <= MAX_DIM:
+            raise ValueError(f"space {space!r}, dim {dim}; expected a name and 1..{MAX_DIM}")
+        self.space = space
+        self.dim = dim
+        self._references: dict[int, Reference] = {}  # by point id
+        self._next_id = 0
+        self._lock = threading.RLock()
+        self._temporary = None
+        if directory is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="pilltrack-gallery-")
+            directory = Path(self._temporary.name)
+        vectors = qdrant_edge.EdgeVectorParams(size=dim, distance=qdrant_edge.Distance.Dot)
+        # No write-ahead log: the shard is rebuilt from the gallery file, never recovered.
+        config = qdrant_edge.EdgeConfig(vectors={VECTOR_NAME: vectors}, wal_enabled=False)
+        directory.mkdir(parents=True, exist_ok=True)
+        self._shard = qdrant_edge.EdgeShard.create(str(directory), config)
+
+    @classmethod
+    def create(cls, space: str, dim: int, directory: Path | None = None) -> Self:
+        """Open an empty gallery for embeddings of length `dim` in `space`.
+
+        `directory` holds the shard and must not hold one yet; None means a private temporary
+        directory, removed by `close`.
+        """
+        return cls(space, dim, directory)
+
+    @classmethod
+    def load(cls, path: Path, directory: Path | None = None) -> Self:
+        """Open a gallery file; `directory` as in `create`.
+
+        Raises BundleRejected when the file is missing, damaged, of another format, or holds
+        anything that `enrol` would refuse.
+        """
+        space, references, embeddings = _read_file(path)
+        gallery = cls(space, embeddings.shape[1], directory)
+        try:
+            gallery.enrol(references, embeddings)
+        except ValueError as error:
+            gallery.close()
+            raise _rejected(path, str(error), "a gallery written by PillTrack") from error
+        return gallery
+
+    def enrol(self, references: Sequence[Reference], embeddings: NDArray[np.float32]) -> None:
+        """Add embeddings (N, D) float32 of unit length, one per reference: all or none.
+
+        The same reference may be enrolled several times. Raises ValueError, and changes nothing,
+        for another shape or dtype, a value that is not finite, a row that is not of unit length,
+        a reference without a pill, or too many references.
+        """
+        _check_references(references, len(self._references))
+        _check_embeddings(embeddings, self.dim)
+        if len(references) != len(embeddings):
+            raise ValueError(f"{len(references)} references for {len(embeddings)} embeddings")
+        lengths = np.linalg.norm(embeddings, axis=1)
+        if (np.abs(lengths - 1) > UNIT_TOLERANCE).any():
+            row = int(np.argmax(np.abs(lengths - 1)))
+            raise ValueError(f"embedding {row} has length {lengths[row]:.4f}; expected 1")
+        if not references:
+            return
+        with self._lock:
+            new = dict(enumerate(references, start=self._next_id))
+            self._next_id += len(new)
+            points = (
+                qdrant_edge.Point(point_id, {VECTOR_NAME: row.tolist()}, asdict(reference))
+                for (point_id, reference), row in zip(new.items(), embeddings, strict=True)
+            )
+            try:
+                while chunk := list(islice(points, ENROL_CHUNK)):
+                    self._shard.update(qdrant_edge.UpdateOperation.upsert_points(chunk))
+            except Exception:
+                self._shard.update(qdrant_edge.UpdateOperation.delete_points(list(new)))
+                raise
+            self._references |= new
+
+    def remove(self, pill: str) -> int:
+        """Remove all references of a pill; return how many there were (0 if not enrolled)."""
+        with self._lock:
+            ids = [i for i, reference in self._references.items() if reference.pill == pill]
+            if ids:
+                self._shard.update(qdrant_edge.UpdateOperation.delete_points(list(ids)))
+                for point_id in ids:
+                    del self._references[point_id]
+            return len(ids)
+
+    def search(self, embeddings: NDArray[np.float32], n_pills: int) -> list[list[Candidate]]:
+        """Find the `n_pills` most similar distinct pills for each probe (N, D) float32.
+
+        A pill's score is its best reference's dot product with the probe (the cosine, as both
+        have unit length), clipped to -1..1. Candidates come best first, equal scores in order of
+        pill name; fewer than `n_pills` only if the gallery has fewer. Exact: nothing is
+        approximated or cut off, however many references a pill has.
+
+        Raises ValueError for another shape or dtype, a value that is not finite, or n_pills < 1.
+        """
+        _check_embeddings(embeddings, self.dim)
+        if n_pills < 1:
+            raise ValueError(f"n_pills is {n_pills}; expected at least 1")
+        return [self._nearest_pills(embedding.tolist(), n_pills) for embedding in embeddings]
+
+    def pills(self) -> list[str]:
+        """List the enrolled pills, sorted."""
+        with self._lock:
+            return sorted({reference.pill for reference in self._references.values()})
+
+    def references(self) -> list[Reference]:
+        """List all references, sorted by (pill, side, image)."""
+        with self._lock:
+            return [self._references[point_id] for point_id in self._sorted_ids()]
+
+    def embeddings(self) -> NDArray[np.float32]:
+        """Return all embeddings (N, D) float32, row i belonging to `references()[i]`."""
+        return self._content()[1]
+
+    def save(self, path: Path) -> None:
+        """Write the gallery file (see the module's docstring); the same content, the same bytes.
+
+        The file appears under its name only when it is complete.
+        """
+        references, embeddings = self._content()
+        data = embeddings.astype("<f4").tobytes()
+        # Written by hand: the safetensors library orders metadata at random, run by run.
+        header = _json(
+            {
+                "__metadata__": {
+                    "format": FORMAT,
+                    "space": self.space,
+                    "references": _json([astuple(reference) for reference in references]),
+                },
+                "embeddings": {
+                    "dtype": "F32",
+                    "shape": list(embeddings.shape),
+                    "data_offsets": [0, len(data)],
+                },
+            }
+        ).encode()
+        header += b" " * (-len(header) % 8)
+        if len(header) > MAX_HEADER_BYTES:
+            raise ValueError(f"references take {len(header)} bytes; the limit is 100 MB")
+        write_atomically(path, struct.pack("<Q", len(header)) + header + data)
+
+    def require_space(self, space: str) -> None:
+        """Raise SpaceMismatch, naming both, unless the gallery belongs to `space`."""
+        if space != self.space:
+            raise SpaceMismatch(
+                "gallery",
+                found=f"embedding space {self.space}",
+                expected=f"embedding space {space}",
+                remedy="Enrol the pills again with this model.",
+            )
+
+    def close(self) -> None:
+        """Release the shard and remove its directory if it is private. Harmless when repeated."""
+        with self._lock:
+            self._shard.close()
+            if self._temporary is not None:
+                self._temporary.cleanup()
+
+    def __len__(self) -> int:
+        return len(self._references)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _nearest_pills(self, embedding: list[float], n_pills: int) -> list[Candidate]:
+        limit = 4 * n_pills  # pills may fill it with many references each: then it doubles
+        with self._lock:
+            while self._references:
+                hits = self._shard.query(
+                    qdrant_edge.QueryRequest(
+                        limit=limit,
+                        query=qdrant_edge.Query.Nearest(embedding, using=VECTOR_NAME),
+                        with_payload=False,
+                        params=qdrant_edge.SearchParams(exact=True),
+                    )
+                )
+                best: dict[str, float] = {}
+                score = math.inf
+                for hit in hits:  # best first
+                    score = max(-1.0, min(1.0, hit.score))
+                    best.setdefault(self._references[_int_id(hit.id)].pill, score)
+                ranked = sorted(best.items(), key=lambda item: (-item[1], item[0]))
+                # An unseen reference scores at most `score`; one that ties with the last place
+                # could still win it by name.
+                settled = len(ranked) >= n_pills and score < ranked[n_pills - 1][1]
+                if settled or len(hits) >= len(self._references):
+                    return [Candidate(pill, value) for pill, value in ranked[:n_pills]]
+                limit *= 2
+        return []
+
+    def _content(self) -> tuple[list[Reference], NDArray[np.float32]]:
+        with self._lock:
+            ids = self._sorted_ids()
+            embeddings = np.empty((len(ids), self.dim), dtype=np.float32)
+            row_of = {point_id: row for row, point_id in enumerate(ids)}
+            for record in self._shard.retrieve(list(ids), with_payload=False, with_vector=True):
+                assert isinstance(record.vector, dict)
+                vector = np.asarray(record.vector[VECTOR_NAME], dtype=np.float32)
+                embeddings[row_of.pop(_int_id(record.id))] = vector
+            assert not row_of, "the shard lost points"
+            return [self._references[point_id] for point_id in ids], embeddings
+
+    def _sorted_ids(self) -> list[int]:
+        return sorted(self._references, key=lambda point_id: (self._references[point_id], point_id))
+
+
+def read_space(path: Path) -> str:
+    """Read the name of the embedding space from a gallery file, without its embeddings.
+
+    Raises BundleRejected when the file is missing, damaged or of another format.
+    """
+    return _read_metadata(path)["space"]
+
+
+def _read_file(path: Path) -> tuple[str, list[Reference], NDArray[np.float32]]:
+    metadata = _read_metadata(path)
+    try:
+        rows = TypeAdapter(list[tuple[str, str, str]]).validate_json(metadata["references"])
+    except ValidationError as error:
+        found = f"references that are not such a table ({error.errors()[0]['msg']})"
+        raise _rejected(path, found, "JSON [[pill, side, image], ...]") from error
+    try:
+        with safe_open(path, framework="numpy") as file:
+            view = file.get_slice("embeddings")
+            shape, dtype = view.get_shape(), view.get_dtype()
+            if dtype != "F32" or len(shape) != 2 or not 1 <= shape[1] <= MAX_DIM:
+                found = f"embeddings of type {dtype} and shape {shape}"
+                raise _rejected(path, found, f"(N, D) float32 with D in 1..{MAX_DIM}")
+            embeddings: NDArray[np.float32] = file.get_tensor("embeddings")
+    except (SafetensorError, OSError) as error:
+        raise _rejected(path, f"damaged ({error})", "a whole gallery file") from error
+    return metadata["space"], [Reference(*row) for row in rows], embeddings
+
+
+def _read_metadata(path: Path) -> dict[str, str]:
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise _rejected(path, f"{size} bytes", f"at most {MAX_FILE_BYTES} bytes")
+        with safe_open(path, framework="numpy") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            tensors = list(file.keys())
+    except OSError as error:
+        raise _rejected(path, f"cannot be read ({error})", "a gallery file") from error
+    except SafetensorError as error:
+        raise _rejected(path, f"damaged ({error})", "a whole gallery file") from error
+    found_format = metadata.get("format")
+    if found_format != FORMAT:
+        raise _rejected(path, f"format {found_format!r}", f"format {FORMAT!r}")
+    if set(metadata) != {"format", "space", "references"} or tensors != ["embeddings"]:
+        found = f"metadata {sorted(metadata)} and tensors {sorted(tensors)}"
+        raise _rejected(path, found, "metadata format, references, space and tensor embeddings")
+    if not metadata["space"]:
+        raise _rejected(path, "no name of an embedding space", "one")
+    return metadata
+
+
+def _rejected(path: Path, found: str, expected: str) -> BundleRejected:
+    return BundleRejected(
+        str(path),
+        found=found,
+        expected=expected,
+        remedy="Fetch the bundle again, or build the gallery with `pilltrack enroll`.",
+    )
+
+
+def _check_references(references: Sequence[Reference], n_enrolled: int) -> None:
+    if n_enrolled + len(references) > MAX_REFERENCES:
+        raise ValueError(f"more than {MAX_REFERENCES} references; use a Qdrant cluster instead")
+    for reference in references:
+        longest = max(len(value) for value in astuple(reference))
+        if not reference.pill or longest > MAX_NAME_LENGTH:
+            raise ValueError(
+                f"reference {reference!r:.200} has no pill or a name longer than "
+                f"{MAX_NAME_LENGTH} characters"
+            )
+
+
+def _check_embeddings(embeddings: NDArray[np.float32], dim: int) -> None:
+    if embeddings.ndim != 2 or embeddings.shape[1] != dim or embeddings.dtype != np.float32:
+        raise ValueError(
+            f"embeddings have shape {embeddings.shape} and dtype {embeddings.dtype}; "
+            f"expected (N, {dim}) float32"
+        )
+    if not np.isfinite(embeddings).all():
+        raise ValueError("embeddings hold values that are not finite")
+
+
+def _int_id(point_id: object) -> int:
+    assert isinstance(point_id, int)
+    return point_id
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))

@@ -1,0 +1,151 @@
+"""Frame -> list of identified pills: the whole path on one screen.
+
+    frame -> crops -> embeddings -> candidates -> decisions
+
+What we evaluate is what ships: the training machine calls `identify` on the exported model, the
+device calls it through an `Identifier` opened from a bundle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pilltrack.core.bundle import GALLERY_FILE, Manifest, read_bundle
+from pilltrack.core.decide import Calibration, Decision, decide
+from pilltrack.core.embedder import Embedder, open_embedder
+from pilltrack.core.errors import BundleRejected, SpaceMismatch
+from pilltrack.core.gallery import Gallery
+
+
+@dataclass(frozen=True)
+class IdentifiedPill:
+    """A pill in a frame and what it is taken for; `box` is (x, y, width, height) in pixels."""
+
+    box: tuple[int, int, int, int]
+    decision: Decision
+
+
+def identify(
+    frame: NDArray[np.uint8],
+    embedder: Embedder,
+    gallery: Gallery,
+    calibration: Calibration,
+    n_candidates: int = 5,
+) -> list[IdentifiedPill]:
+    """Identify the pills in an RGB frame (H, W, 3) uint8.
+
+    Until pills are located, a frame is one crop with one pill; its box is the whole frame. Each
+    decision lists at most `n_candidates` >= 1 pills, best first.
+
+    Raises SpaceMismatch when embedder, gallery and calibration do not belong together, and
+    ValueError for a frame of another shape or dtype.
+    """
+    require_one_space(embedder, gallery, calibration)
+    height, width = frame.shape[:2]
+    boxes = [(0, 0, width, height)]
+    crops = [frame[y : y + h, x : x + w] for x, y, w, h in boxes]
+    embeddings = embedder.embed(crops)  # (len(boxes), D) float32, L2-normalised
+    found = gallery.search(embeddings, max(2, n_candidates))  # a decision needs the runner-up
+    decisions = [decide(candidates, calibration) for candidates in found]
+    return [
+        IdentifiedPill(box, replace(decision, candidates=decision.candidates[:n_candidates]))
+        for box, decision in zip(boxes, decisions, strict=True)
+    ]
+
+
+def open_identifier(bundle_dir: Path, threads: int = 1) -> Identifier:
+    """Verify a bundle and open it; `threads` is what the model may use.
+
+    Raises BundleRejected or SpaceMismatch as `read_bundle`, `open_embedder` and `Gallery.load`.
+    """
+    manifest = read_bundle(bundle_dir)
+    embedder = open_embedder(bundle_dir / manifest.model.file, threads)
+    gallery = Gallery.load(bundle_dir / GALLERY_FILE)
+    sizes = (embedder.input_size_px, embedder.dim, gallery.dim)
+    card = manifest.model
+    if sizes != (card.input_size_px, card.embedding_dim, card.embedding_dim):
+        gallery.close()
+        raise BundleRejected(
+            str(bundle_dir),
+            found=f"input size, embedding lengths of model and gallery {sizes}",
+            expected=f"those of the manifest, {card.input_size_px} and {card.embedding_dim}",
+            remedy="Build the bundle again.",
+        )
+    return Identifier(manifest, embedder, gallery)
+
+
+class Identifier:
+    """An open bundle. Use it as a context manager, or call `close`."""
+
+    def __init__(self, manifest: Manifest, embedder: Embedder, gallery: Gallery) -> None:
+        self.manifest = manifest
+        self.embedder = embedder
+        self.gallery = gallery
+
+    @property
+    def calibration(self) -> Calibration:
+        """The bundle's calibration."""
+        return self.manifest.calibration
+
+    def identify(self, frame: NDArray[np.uint8], n_candidates: int = 5) -> list[IdentifiedPill]:
+        """Identify the pills in an RGB frame (H, W, 3) uint8; see the function `identify`."""
+        return identify(frame, self.embedder, self.gallery, self.calibration, n_candidates)
+
+    def close(self) -> None:
+        """Release the gallery. Harmless when repeated."""
+        self.gallery.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def require_one_space(embedder: Embedder, gallery: Gallery, calibration: Calibration) -> None:
+    """Raise SpaceMismatch, naming both spaces, unless all three belong to one."""
+    gallery.require_space(embedder.space)
+    if calibration.space != embedder.space:
+        raise SpaceMismatch(
+            "calibration",
+            found=f"embedding space {calibration.space}",
+            expected=f"embedding space {embedder.space}",
+            remedy="Calibrate again with this model and gallery.",
+        )
+
+
+def to_json(image: str, pills: Sequence[IdentifiedPill]) -> dict[str, Any]:
+    """Turn identified pills into the answer of the CLI and the web service.
+
+    >>> to_json("a.jpg", [IdentifiedPill((0, 0, 4, 3), Decision("unknown", None, 0.0, ()))])
+    {'image': 'a.jpg', 'pills': [{'box': [0, 0, 4, 3], 'decision': 'unknown', 'pill': None, \
+'score': 0.0, 'candidates': []}]}
+    """
+    return {
+        "image": image,
+        "pills": [
+            {
+                "box": list(pill.box),
+                "decision": pill.decision.kind,
+                "pill": pill.decision.pill,
+                "score": pill.decision.score,
+                "candidates": [
+                    {"pill": candidate.pill, "score": candidate.score}
+                    for candidate in pill.decision.candidates
+                ],
+            }
+            for pill in pills
+        ],
+    }

@@ -1,0 +1,190 @@
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pilltrack.core import bundle as bundle_module
+from pilltrack.core.bundle import write_bundle
+from pilltrack.core.decide import Calibration, Decision
+from pilltrack.core.embedder import open_embedder
+from pilltrack.core.errors import BundleRejected, SpaceMismatch
+from pilltrack.core.gallery import Candidate, Gallery, Reference
+from pilltrack.core.identify import IdentifiedPill, identify, open_identifier, to_json
+
+INT8 = Path(__file__).parents[1] / "golden" / "tiny_int8.tflite"
+PLANE = "plane"  # the embedding space of Compass
+
+
+class Compass:
+    """An embedder whose embedding is the colour of the first pixel: red east, green north."""
+
+    dim = 2
+    input_size_px = 1
+    space = PLANE
+
+    def embed(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        colours = np.array([crop[0, 0, :2] for crop in crops], dtype=np.float32).reshape(-1, 2)
+        lengths = np.linalg.norm(colours, axis=1, keepdims=True)
+        unit: NDArray[np.float32] = colours / np.maximum(lengths, 1e-6)
+        return unit
+
+
+@pytest.mark.parametrize(
+    ("colour", "kind", "pill"),
+    [
+        ((200, 0, 0), "known", "east"),
+        ((0, 200, 0), "known", "north"),
+        ((100, 100, 0), "ambiguous", None),
+        ((0, 0, 200), "unknown", None),  # no red, no green: similar to nothing
+    ],
+)
+def test_frame_is_decided_by_its_nearest_pills(
+    colour: tuple[int, int, int], kind: str, pill: str | None
+) -> None:
+    with plane_gallery() as gallery:
+        [found] = identify(frame(colour), Compass(), gallery, calibration(PLANE))
+    assert found.box == (0, 0, 60, 40)
+    assert (found.decision.kind, found.decision.pill) == (kind, pill)
+    assert {candidate.pill for candidate in found.decision.candidates} == {"east", "north"}
+
+
+def test_one_listed_candidate_still_sees_its_rival() -> None:
+    with plane_gallery() as gallery:
+        [found] = identify(frame((100, 100, 0)), Compass(), gallery, calibration(PLANE), 1)
+    assert found.decision.kind == "ambiguous"
+    assert len(found.decision.candidates) == 1
+
+
+def test_empty_gallery_knows_nothing() -> None:
+    with Gallery.create(PLANE, 2) as gallery:
+        [found] = identify(frame((200, 0, 0)), Compass(), gallery, calibration(PLANE))
+    assert found.decision == Decision("unknown", None, 0.0, ())
+
+
+def test_gallery_of_another_space_is_refused() -> None:
+    with (
+        Gallery.create("other", 2) as gallery,
+        pytest.raises(SpaceMismatch, match=r"gallery: .*other.*plane"),
+    ):
+        identify(frame((1, 1, 1)), Compass(), gallery, calibration(PLANE))
+
+
+def test_calibration_of_another_space_is_refused() -> None:
+    with plane_gallery() as gallery, pytest.raises(SpaceMismatch, match=r"calibration: .*other"):
+        identify(frame((1, 1, 1)), Compass(), gallery, calibration("other"))
+
+
+def test_opened_bundle_knows_the_enrolled_photos_and_learns_a_new_pill(bundle: Path) -> None:
+    with open_identifier(bundle) as identifier:
+        for pill, photo in photos().items():
+            [found] = identifier.identify(photo)
+            assert (found.decision.kind, found.decision.pill) == ("known", pill)
+            assert found.decision.score == pytest.approx(1, abs=1e-5)
+            assert len(found.decision.candidates) == 3
+        checked = np.zeros((50, 50, 3), dtype=np.uint8)
+        checked[::2] = 255
+        assert identifier.identify(checked)[0].decision.kind == "unknown"
+        embedding = identifier.embedder.embed([checked])
+        identifier.gallery.enrol([Reference("checked", "", "new.jpg")], embedding)
+        assert identifier.identify(checked)[0].decision.pill == "checked"
+    with open_identifier(bundle) as identifier:  # the bundle itself has not changed
+        assert identifier.gallery.pills() == ["black", "noise", "white"]
+
+
+def test_frame_of_another_type_is_refused(bundle: Path) -> None:
+    with open_identifier(bundle) as identifier, pytest.raises(ValueError, match="uint8"):
+        identifier.identify(np.zeros((9, 9), dtype=np.uint8))
+
+
+def test_bundle_whose_gallery_has_other_lengths_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleRejected, match=r"\(32, 8, 5\)"):
+        open_identifier(make_bundle(tmp_path, gallery_dim=5))
+
+
+def test_tampered_bundle_is_not_opened(bundle: Path) -> None:
+    (bundle / "model.tflite").write_bytes(b"x")
+    with pytest.raises(BundleRejected, match=r"model\.tflite"):
+        open_identifier(bundle)
+
+
+def test_json_has_exactly_the_promised_shape() -> None:
+    candidates = (Candidate("a", 0.9), Candidate("b", 0.1))
+    pills = [IdentifiedPill((1, 2, 3, 4), Decision("known", "a", 0.9, candidates))]
+    expected = {
+        "image": "tray.jpg",
+        "pills": [
+            {
+                "box": [1, 2, 3, 4],
+                "decision": "known",
+                "pill": "a",
+                "score": 0.9,
+                "candidates": [{"pill": "a", "score": 0.9}, {"pill": "b", "score": 0.1}],
+            }
+        ],
+    }
+    assert to_json("tray.jpg", pills) == expected
+    assert json.loads(json.dumps(to_json("tray.jpg", pills), allow_nan=False)) == expected
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return make_bundle(tmp_path)
+
+
+def make_bundle(tmp_path: Path, gallery_dim: int = 8) -> Path:
+    embedder = open_embedder(INT8)
+    with Gallery.create(embedder.space, gallery_dim) as gallery:
+        if gallery_dim == embedder.dim:
+            references = [Reference(pill, "", f"{pill}.png") for pill in photos()]
+            gallery.enrol(references, embedder.embed(list(photos().values())))
+        gallery.save(tmp_path / "gallery")
+    write_bundle(
+        tmp_path / "bundle",
+        name="test",
+        model=INT8,
+        gallery=tmp_path / "gallery",
+        calibration=calibration(embedder.space, threshold=0.9995, margin=0.0),
+        pills={pill: {} for pill in photos()},
+        git_commit="",
+        data_digest="",
+        params_digest="",
+    )
+    assert bundle_module.read_bundle(tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def photos() -> dict[str, NDArray[np.uint8]]:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    return {
+        "black": np.zeros((50, 30, 3), dtype=np.uint8),
+        "noise": noise,
+        "white": np.full((30, 50, 3), 255, dtype=np.uint8),
+    }
+
+
+def plane_gallery() -> Gallery:
+    gallery = Gallery.create(PLANE, 2)
+    gallery.enrol(
+        [Reference("east", "", "e"), Reference("north", "", "n")], np.eye(2, dtype=np.float32)
+    )
+    return gallery
+
+
+def frame(colour: tuple[int, int, int]) -> NDArray[np.uint8]:
+    return np.full((40, 60, 3), colour, dtype=np.uint8)
+
+
+def calibration(space: str, threshold: float = 0.5, margin: float = 0.1) -> Calibration:
+    return Calibration(
+        space=space,
+        threshold=threshold,
+        margin=margin,
+        fpir=0.01,
+        n_stranger_probes=100,
+        n_stranger_pills=20,
+        gallery_size=2,
+        captures="simulated",
+    )

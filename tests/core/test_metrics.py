@@ -1,0 +1,170 @@
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pilltrack.core.metrics import (
+    auroc,
+    best_per_pill,
+    bootstrap_interval,
+    fnir_at_fpir,
+    just_above,
+    recall_at_k,
+)
+
+
+def test_best_reference_speaks_for_its_pill() -> None:
+    similarities = [[0.1, 0.5, 0.3, 0.2], [0.9, -0.2, 0.8, -0.1]]
+    scores, pills = best_per_pill(similarities, ["z", "m", "z", "m"])
+    assert pills == ["m", "z"]
+    assert scores.tolist() == [[0.5, 0.3], [-0.1, 0.9]]
+
+
+SCORES = [
+    [0.9, 0.5, 0.1],  # truth a: rank 1
+    [0.9, 0.5, 0.1],  # truth b: rank 2
+    [0.9, 0.5, 0.1],  # truth c: rank 3
+    [0.4, 0.4, 0.1],  # truth a: tied with b, rank 2
+]
+TRUTH = ["a", "b", "c", "a"]
+
+
+@pytest.mark.parametrize(("k", "expected"), [(1, 0.25), (2, 0.75), (3, 1.0), (9, 1.0)])
+def test_recall_counts_ties_against_us(k: int, expected: float) -> None:
+    assert recall_at_k(SCORES, ["a", "b", "c"], TRUTH, k) == expected
+
+
+def test_recall_refuses_a_stranger() -> None:
+    with pytest.raises(ValueError, match="'d' is not enrolled"):
+        recall_at_k(SCORES, ["a", "b", "c"], ["a", "b", "c", "d"], 1)
+
+
+def test_fnir_counts_misses_and_wrong_names() -> None:
+    strangers = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95]
+    # 2 of 10 may pass: 0.95 and 0.9; the threshold lies just above 0.8.
+    # Of the mated, 0.8 is too low (equal is not above), 0.97 has the wrong name.
+    fnir, threshold, actual = fnir_at_fpir(
+        [0.99, 0.85, 0.97, 0.8], [True, True, False, True], strangers, fpir=0.2
+    )
+    assert fnir == 0.5
+    assert 0.8 < threshold < 0.8 + 1e-6
+    assert actual == 0.2
+
+
+def test_ties_among_strangers_keep_fpir_below_its_limit() -> None:
+    fnir, threshold, actual = fnir_at_fpir([0.9], [True], [0.5, 0.5, 0.5, 0.1], fpir=0.5)
+    assert (fnir, actual) == (0.0, 0.0)
+    assert threshold > 0.5
+
+
+def test_zero_fpir_lies_above_every_stranger() -> None:
+    fnir, _, actual = fnir_at_fpir([0.9, 0.6], [True, True], [0.7, 0.2], fpir=0)
+    assert (fnir, actual) == (0.5, 0.0)
+
+
+def test_allowed_strangers_are_counted_in_decimals() -> None:
+    strangers = [i / 128 for i in range(100)]  # 0.29 * 100 is 28.999... in binary
+    assert fnir_at_fpir([0.9], [True], strangers, fpir=0.29)[2] == 0.29
+
+
+@given(
+    st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=30),
+    st.floats(0, 1, exclude_max=True),
+)
+def test_fpir_is_kept_and_a_lower_threshold_would_break_it(
+    strangers: list[float], fpir: float
+) -> None:
+    _, threshold, actual = fnir_at_fpir([0.0], [True], strangers, fpir)
+    assert actual <= fpir
+    lower = np.nextafter(np.float32(threshold), np.float32(-np.inf))
+    assert np.mean(np.array(strangers) >= lower) > fpir
+
+
+def test_auroc_counts_pairs_with_ties_as_half() -> None:
+    # pairs: 3>1, 3>2, 2>1 won, 2=2 half: 3.5 of 4
+    assert auroc([3, 2], [1, 2]) == 3.5 / 4
+    assert auroc([1, 2], [3]) == 0.0
+    assert auroc([5, 5, 5], [5, 5]) == 0.5
+
+
+def test_interval_of_agreeing_values_has_no_width() -> None:
+    assert bootstrap_interval([1, 1, 1], ["a", "b", "c"], seed=0) == (1.0, 1.0)
+
+
+def test_interval_depends_on_the_seed_only() -> None:
+    values, groups = [0, 1, 1, 0, 1], ["a", "a", "b", "c", "d"]
+    first = bootstrap_interval(values, groups, seed=5)
+    assert bootstrap_interval(values, groups, seed=5) == first
+    assert bootstrap_interval(values[::-1], groups[::-1], seed=5) == first
+
+
+def test_pills_are_resampled_not_photos() -> None:
+    # Ten pills with 100 like photos each: as uncertain as ten values, not as a thousand.
+    values = [float(pill < 5) for pill in range(10) for _ in range(100)]
+    groups = [str(pill) for pill in range(10) for _ in range(100)]
+    low, high = bootstrap_interval(values, groups, seed=1)
+    few_low, few_high = bootstrap_interval(values[::100], groups[::100], seed=1)
+    assert (low, high) == pytest.approx((few_low, few_high))
+    assert high - low > 0.4
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    random = np.random.default_rng(0)
+    covered = 0
+    for trial in range(200):
+        values = random.uniform(size=40) < 0.5
+        low, high = bootstrap_interval(
+            values, [str(i) for i in range(40)], n_resamples=200, level=0.9, seed=trial
+        )
+        covered += low <= 0.5 <= high
+    assert covered / 200 == pytest.approx(0.9, abs=0.07)
+
+
+@given(st.floats(-1, 1))
+def test_just_above_rejects_the_score_in_both_precisions(score: float) -> None:
+    assert not score >= just_above(score)
+    assert not np.float32(score) >= just_above(score)
+    assert just_above(score) - score <= 2e-7
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda bad: best_per_pill([bad], ["a"] * len(bad)),
+        lambda bad: recall_at_k([bad], ["a"] * len(bad), ["a"], 1),
+        lambda bad: fnir_at_fpir(bad, [True] * len(bad), [0.1], 0.1),
+        lambda bad: fnir_at_fpir([0.1], [True], bad, 0.1),
+        lambda bad: auroc(bad, [0.1]),
+        lambda bad: auroc([0.1], bad),
+        lambda bad: bootstrap_interval(bad, ["a"] * len(bad), seed=0),
+    ],
+)
+@pytest.mark.parametrize("bad", [[], [math.nan]])
+def test_empty_and_nan_input_is_refused(
+    call: Callable[[list[float]], object], bad: list[float]
+) -> None:
+    with pytest.raises(ValueError, match=r"none empty|not finite"):
+        call(bad)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: best_per_pill([[0.1, 0.2]], ["a"]),
+        lambda: recall_at_k([[0.1, 0.2]], ["a", "a"], ["a"], 1),
+        lambda: recall_at_k([[0.1]], ["a"], ["a", "a"], 1),
+        lambda: recall_at_k([[0.1]], ["a"], ["a"], 0),
+        lambda: fnir_at_fpir([0.1], [True, False], [0.1], 0.1),
+        lambda: fnir_at_fpir([0.1], [1], [0.1], 0.1),
+        lambda: fnir_at_fpir([0.1], [True], [0.1], 1.0),
+        lambda: bootstrap_interval([1, 2], ["a"], seed=0),
+        lambda: bootstrap_interval([1], ["a"], n_resamples=0, seed=0),
+        lambda: bootstrap_interval([1], ["a"], level=1.0, seed=0),
+    ],
+)
+def test_input_that_does_not_fit_together_is_refused(call: Callable[[], object]) -> None:
+    with pytest.raises(ValueError, match=r"for|expected"):
+        call()

@@ -1,0 +1,70 @@
+"""Makes tiny.tflite, tiny_int8.tflite and tiny.onnx: one small untrained network, three exports.
+
+    python tests/golden/make_models.py
+
+It needs the extra [train]; the tests need only its results, which are committed. Running it again
+may give other bytes (the exporters are not deterministic), and then other golden embeddings.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import litert_torch
+import numpy as np
+import torch
+from ai_edge_quantizer import quantizer, recipe
+
+HERE = Path(__file__).parent
+INPUT_SIZE_PX = 32
+EMBEDDING_DIM = 8
+
+
+class TinyStudent(torch.nn.Module):
+    """(n, 32, 32, 3) float32 in 0..255 -> (n, 8) float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Conv2d(3, 8, kernel_size=3, stride=4, padding=1)
+        self.second = torch.nn.Conv2d(8, 8, kernel_size=3, stride=2, padding=1)
+        self.head = torch.nn.Linear(8 * 4 * 4, EMBEDDING_DIM)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        values = (images.permute(0, 3, 1, 2) - 127.5) / 127.5
+        values = torch.relu(self.second(torch.relu(self.first(values))))
+        embeddings: torch.Tensor = self.head(values.flatten(1))
+        return embeddings
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    random = np.random.default_rng(0)
+    shape = (1, INPUT_SIZE_PX, INPUT_SIZE_PX, 3)
+    model = TinyStudent().eval()
+    example = torch.zeros(shape)
+
+    floating = HERE / "tiny.tflite"
+    litert_torch.convert(model, (example,)).export(str(floating))
+
+    quantiser = quantizer.Quantizer(str(floating))
+    quantiser.load_quantization_recipe(recipe.static_wi8_ai8())
+    images = [random.integers(0, 256, shape).astype(np.float32) for _ in range(16)]
+    ranges = quantiser.calibrate({"serving_default": [{"args_0": image} for image in images]})
+    quantised = HERE / "tiny_int8.tflite"
+    quantised.unlink(missing_ok=True)
+    quantiser.quantize(ranges).export_model(str(quantised))
+    quantised.chmod(0o644)
+
+    torch.onnx.export(
+        model,
+        (example,),
+        str(HERE / "tiny.onnx"),
+        dynamo=True,
+        external_data=False,
+        dynamic_shapes=({0: "n"},),
+        verbose=False,
+    )
+
+
+if __name__ == "__main__":
+    main()
