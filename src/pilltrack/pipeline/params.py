@@ -59,6 +59,7 @@ class _FitParams(_Section):
     backbone: str  # a timm model name
     backbone_options: dict[str, Any]  # handed to timm.create_model
     weights: str  # imagenet | none | path to a .safetensors file
+    pixels: Literal["imagenet", "minus_one_to_one"]  # normalisation the weights were trained with
     input_size_px: Annotated[int, Field(ge=32, le=512)]
     epochs: Count
     pills_per_batch: Annotated[int, Field(ge=2)]
@@ -67,6 +68,7 @@ class _FitParams(_Section):
     weight_decay: Annotated[float, Field(ge=0.0)]
     warmup_share: Share  # of all steps
     batch_norm: Literal["train", "eval"]  # eval keeps the running statistics of the weights file
+    precision: Literal["auto", "fp32", "bf16"]  # auto: bf16 autocast on a GPU, else fp32
     workers: Annotated[int, Field(ge=0)]
     checkpoint_every_s: Positive
 

@@ -1,0 +1,280 @@
+"""The command line: one sub-command for each stage and each thing a person does with a bundle.
+
+A command's modules are imported only when it is called, so that `identify` starts without torch.
+Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 refused or
+failed, 2 wrong usage, 3 a gate is broken, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pilltrack import __version__
+from pilltrack.core.errors import GateFailed, InputRejected, PillTrackError
+
+STAGES = {
+    "prepare": "check the photos of the zip and split them by pill",
+    "train": "train the teacher",
+    "distill": "teach the student",
+    "convert": "export the student as int8 LiteRT and fp32 ONNX",
+    "enroll": "build the gallery with the exported student",
+    "evaluate": "calibrate, measure and gate the exported student",
+    "package": "write the bundle",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(
+        level=logging.DEBUG if arguments.verbose else logging.INFO,
+        format="%(message)s",
+        stream=sys.stderr,
+    )
+    for noisy in ("matplotlib", "jax", "torch", "absl"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        code: int = arguments.run(arguments)
+        return code
+    except PillTrackError as error:
+        kind = "gate failed" if isinstance(error, GateFailed) else "error"
+        sys.stderr.write(f"pilltrack: {kind}: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("pilltrack: interrupted; nothing half-written is left\n")
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pilltrack",
+        description="From photos of pills to a bundle that names them on a small device.",
+        epilog="The whole pipeline: dvc repro",
+    )
+    parser.add_argument("--version", action="version", version=f"pilltrack {__version__}")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show debug messages")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for stage, summary in STAGES.items():
+        command = _command(
+            commands, stage, f"stage: {summary}", f"pilltrack {stage}\ndvc repro {stage}"
+        )
+        command.add_argument(
+            "--params", type=Path, default=Path("params.yaml"), help="default: params.yaml"
+        )
+        command.add_argument(
+            "--artifacts", type=Path, default=Path("artifacts"), help="default: artifacts"
+        )
+        if stage == "prepare":
+            command.add_argument(
+                "--data",
+                type=Path,
+                default=Path("data/pills_dataset_resnet.zip"),
+                help="default: data/pills_dataset_resnet.zip",
+            )
+        command.set_defaults(run=_run_stage, stage=stage)
+    _add_identify(commands)
+    _add_evaluate_folder(commands)
+    _add_synth(commands)
+    _add_crop_boxes(commands)
+    _add_summary(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, summary: str, examples: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog="examples:\n" + "\n".join(f"  {line}" for line in examples.splitlines()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser
+
+
+def _run_stage(arguments: argparse.Namespace) -> int:
+    from importlib import import_module
+
+    from pilltrack.pipeline.params import load_params
+
+    params = load_params(arguments.params)
+    if arguments.stage == "prepare":
+        from pilltrack.pipeline.prepare import prepare
+
+        prepare(arguments.data, params.prepare, arguments.artifacts / "prepare")
+        return 0
+    stage = import_module(f"pilltrack.pipeline.{arguments.stage}")
+    stage.main(params, arguments.artifacts)
+    return 0
+
+
+def _add_identify(commands: Any) -> None:
+    command = _command(
+        commands,
+        "identify",
+        "name the pills in photos",
+        "pilltrack identify tray.jpg --bundle artifacts/package/bundle\n"
+        "pilltrack identify --crop --json crops/*.png --bundle artifacts/package/bundle",
+    )
+    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    command.add_argument("--bundle", type=Path, required=True, metavar="DIR")
+    command.add_argument("--json", action="store_true", help="one JSON object per image")
+    command.add_argument(
+        "--crop", action="store_true", help="each image is one pill: do not locate"
+    )
+    command.set_defaults(run=_identify)
+
+
+def _identify(arguments: argparse.Namespace) -> int:
+    from pilltrack.core.identify import open_identifier, to_json
+    from pilltrack.core.image import read_image
+
+    code = 0
+    with open_identifier(arguments.bundle) as identifier:
+        for image in arguments.images:
+            try:
+                pills = identifier.identify(read_image(image))
+            except InputRejected as error:  # the other images are still wanted
+                sys.stderr.write(f"pilltrack: error: {error}\n")
+                code = error.exit_code
+                continue
+            if arguments.json:
+                print(json.dumps(to_json(str(image), pills), ensure_ascii=False))
+            for pill in [] if arguments.json else pills:
+                print(f"{image}: {_sentence(pill.decision)}")
+    return code
+
+
+def _sentence(decision: Any) -> str:
+    nearest = ", ".join(f"{c.pill} {c.score:.2f}" for c in decision.candidates[:3])
+    return f"{decision.pill or decision.kind} ({decision.kind}; nearest: {nearest})"
+
+
+def _add_evaluate_folder(commands: Any) -> None:
+    command = _command(
+        commands,
+        "evaluate-folder",
+        "measure a bundle on photos of your own, without training",
+        "pilltrack evaluate-folder --bundle artifacts/package/bundle \\\n"
+        "    --gallery mine/gallery --probes mine/probes --strangers mine/strangers",
+    )
+    for name, required in (("bundle", True), ("gallery", True), ("probes", True)):
+        command.add_argument(f"--{name}", type=Path, required=required, metavar="DIR")
+    command.add_argument("--strangers", type=Path, metavar="DIR", help="pills never enrolled")
+    command.add_argument(
+        "--references", type=_positive, metavar="K", help="enrol K photos of each pill (all)"
+    )
+    command.add_argument("--json", action="store_true")
+    command.set_defaults(run=_evaluate_folder)
+
+
+def _evaluate_folder(arguments: argparse.Namespace) -> int:
+    from pilltrack.pipeline.evaluate_folder import evaluate_folder
+
+    report = evaluate_folder(
+        arguments.bundle,
+        arguments.gallery,
+        arguments.probes,
+        arguments.strangers,
+        references=arguments.references,
+    )
+    if arguments.json:
+        print(json.dumps(report))
+        return 0
+    for name, value in report.items():
+        print(f"{name:24} {value}")
+    return 0
+
+
+def _add_synth(commands: Any) -> None:
+    command = _command(
+        commands,
+        "synth",
+        "render the embedded data set",
+        "pilltrack synth --pills 60 --photos 20 --seed 7 --out data/pills_dataset_resnet.zip",
+    )
+    command.add_argument("--pills", type=_positive, required=True, metavar="N")
+    command.add_argument("--photos", type=_positive, required=True, metavar="M", help="per pill")
+    command.add_argument("--seed", type=int, required=True, metavar="S")
+    command.add_argument("--out", type=Path, required=True, metavar="FILE.zip")
+    command.set_defaults(run=_synth)
+
+
+def _synth(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from pilltrack.pipeline.synth import synth
+
+    total = arguments.pills * arguments.photos
+    with tqdm(total=total, desc="synth", unit="photo", disable=None) as bar:
+        synth(
+            arguments.out,
+            pills=arguments.pills,
+            photos=arguments.photos,
+            seed=arguments.seed,
+            progress=bar.update,
+        )
+    print(arguments.out)
+    return 0
+
+
+def _add_crop_boxes(commands: Any) -> None:
+    command = _command(
+        commands,
+        "crop-boxes",
+        "cut the boxes of a YOLO data set into folders for evaluate-folder",
+        "pilltrack crop-boxes phone_pills --out phone_crops --references 5 --strangers 5 --seed 1",
+    )
+    command.add_argument("source", type=Path, metavar="DIR_OR_ZIP")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR")
+    command.add_argument("--references", type=_positive, required=True, metavar="K")
+    command.add_argument("--strangers", type=int, required=True, metavar="N", help="pills")
+    command.add_argument("--seed", type=int, required=True, metavar="S")
+    command.set_defaults(run=_crop_boxes)
+
+
+def _crop_boxes(arguments: argparse.Namespace) -> int:
+    from pilltrack.pipeline.yolo import split_folders
+
+    report = split_folders(
+        arguments.source,
+        arguments.out,
+        references=arguments.references,
+        strangers=arguments.strangers,
+        seed=arguments.seed,
+    )
+    print(report)
+    return 0
+
+
+def _add_summary(commands: Any) -> None:
+    command = _command(
+        commands,
+        "summary",
+        "the result of the last `dvc repro` in a few lines",
+        "pilltrack summary",
+    )
+    command.add_argument("--artifacts", type=Path, default=Path("artifacts"))
+    command.set_defaults(run=_summary)
+
+
+def _summary(arguments: argparse.Namespace) -> int:
+    from pilltrack.pipeline.summary import summary
+
+    print(summary(arguments.artifacts))
+    return 0
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value

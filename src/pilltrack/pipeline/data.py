@@ -1,0 +1,122 @@
+"""Photos -> training batches: which images meet in a batch, and how each one is photographed.
+
+A batch holds P appearances (pill and side) with m photos each. Every photo is a fresh simulated
+capture whose random generator is seeded by (seed, epoch, position), so that a resumed run, more
+workers or more processes see the same images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pilltrack.core.image import read_image
+from pilltrack.core.preprocess import to_model_input
+from pilltrack.pipeline.capture import cut_out, simulate_capture
+from pilltrack.pipeline.params import CaptureParams
+from pilltrack.pipeline.table import ImageRow
+
+Item = tuple[int, int]  # (row index, capture seed)
+Batch = tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]  # images by size, pills, appearances
+
+
+def appearance_of(row: ImageRow) -> str:
+    """The visual class of an image: its pill, and its side where that is known."""
+    return f"{row.pill}\t{row.side}"
+
+
+def batch_plan(
+    rows: Sequence[ImageRow],
+    *,
+    pills_per_batch: int,
+    photos_per_pill: int,
+    seed: int,
+    epoch: int,
+) -> list[list[Item]]:
+    """All batches of one epoch: each appearance once, with `photos_per_pill` photos of it.
+
+    Photos of an appearance are drawn without repetition while there are enough, else repeated
+    (each time captured anew). The last, smaller batch is dropped unless it is the only one.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    indices: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        indices.setdefault(appearance_of(row), []).append(index)
+    appearances = sorted(indices)
+    rng.shuffle(appearances)
+    full = len(appearances) - len(appearances) % pills_per_batch
+    starts = range(0, max(full, 1), pills_per_batch)
+    return [
+        [
+            (int(index), int(rng.integers(2**62)))
+            for appearance in appearances[start : start + pills_per_batch]
+            for index in _draw(indices[appearance], photos_per_pill, rng)
+        ]
+        for start in starts
+    ]
+
+
+def _draw(indices: list[int], count: int, rng: np.random.Generator) -> list[int]:
+    rounds = -(-count // len(indices))
+    return [int(i) for _ in range(rounds) for i in rng.permutation(indices)][:count]
+
+
+class Captures(torch.utils.data.Dataset[tuple[list[torch.Tensor], int, int]]):
+    """Simulated captures of prepared photos, addressed by (row index, capture seed).
+
+    Each item is (one uint8 tensor (S, S, 3) for each size, pill number, appearance number). The
+    first size is the one photographed; others are made from it by the device's own resize.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        rows: Sequence[ImageRow],
+        sizes_px: Sequence[int],
+        settings: CaptureParams,
+    ) -> None:
+        self.directory, self.rows = directory, rows
+        self.sizes_px, self.settings = sizes_px, settings
+        pills = {pill: n for n, pill in enumerate(sorted({row.pill for row in rows}))}
+        looks = {look: n for n, look in enumerate(sorted({appearance_of(r) for r in rows}))}
+        self._labels = [(pills[row.pill], looks[appearance_of(row)]) for row in rows]
+
+    def __getitem__(self, item: Item) -> tuple[list[torch.Tensor], int, int]:
+        index, seed = item
+        photo = read_image(self.directory / self.rows[index].image)
+        view = captured(photo, self.sizes_px[0], self.settings, seed)
+        views = [torch.from_numpy(to_model_input(view, size_px)) for size_px in self.sizes_px]
+        return views, *self._labels[index]
+
+
+def captured(
+    photo: NDArray[np.uint8], size_px: int, settings: CaptureParams, seed: int
+) -> NDArray[np.uint8]:
+    """One simulated capture (size_px, size_px, 3) of a photo; the same seed, the same pixels."""
+    pill = cut_out(photo)
+    colours, alpha = (photo, None) if pill is None else (pill[..., :3], pill[..., 3])
+    return simulate_capture(colours, alpha, size_px, settings, np.random.default_rng(seed))
+
+
+def shares_of_rank(plan: list[list[Item]], rank: int, world: int) -> list[list[Item]]:
+    """The part of every batch that one of `world` processes computes: every world-th photo."""
+    return [batch[rank::world] for batch in plan]
+
+
+def load_batches(captures: Captures, plan: list[list[Item]], workers: int) -> Iterator[Batch]:
+    """Yield ([images (B, S, S, 3) uint8 for each size], pills (B,), appearances (B,)) in order."""
+    loader = torch.utils.data.DataLoader(
+        captures, batch_sampler=plan, num_workers=workers, worker_init_fn=_one_thread
+    )
+    yield from loader
+
+
+def _one_thread(worker: int) -> None:
+    import cv2
+
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

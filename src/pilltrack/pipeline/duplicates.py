@@ -1,0 +1,186 @@
+"""Find photos that are copies of one another, without merging different pills.
+
+Exact: the same decoded pixels. Near: a 256-bit DCT hash says which pairs may be copies, then
+64 x 64 thumbnails are compared block by block after evening out brightness and contrast. The
+hash alone confuses blank white tablets and colour variants of one shape; the block comparison
+alone would cost N^2 image comparisons. Measured on the NLM studio crops (docs/data.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+HASH_BITS = 256
+THUMBNAIL_PX = 64
+MAX_BLOCK_DIFFERENCE = 3.0  # grey levels of 255, mean of the worst 8 x 8 block
+MAX_GAIN = 1.25  # ratio of contrasts
+MAX_SHIFT = 32.0  # difference of mean brightness, grey levels
+MAX_ASPECT_RATIO = 1.05  # of the aspect ratios of two photos
+_FLAT = 4.0  # contrast below which an image is not amplified
+_PAIRS_PER_BATCH = 512
+_DISTANCES_PER_CHUNK = 4_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What is kept of an image: SHA-256 of its pixels, hash bits, thumbnail, width / height."""
+
+    digest: str
+    bits: NDArray[np.uint64]  # (4,)
+    thumbnail: NDArray[np.uint8]  # (64, 64, 3)
+    aspect: float
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Link:
+    """Two images, by index (first < second), found to be copies; `bits` 0 for exact ones too."""
+
+    first: int
+    second: int
+    bits: int
+    exact: bool
+
+
+class Unions:
+    """Union-find over 0..n-1: which items hang together."""
+
+    def __init__(self, n: int) -> None:
+        self._parent = list(range(n))
+
+    def find(self, item: int) -> int:
+        """Return the representative of an item, the smallest of its set."""
+        while self._parent[item] != item:
+            self._parent[item] = self._parent[self._parent[item]]
+            item = self._parent[item]
+        return item
+
+    def unite(self, first: int, second: int) -> bool:
+        """Put two items into one set; False when they were in one already."""
+        low, high = sorted((self.find(first), self.find(second)))
+        self._parent[high] = low
+        return low != high
+
+    def labels(self) -> list[int]:
+        """Return the representative of every item."""
+        return [self.find(item) for item in range(len(self._parent))]
+
+
+def fingerprint(image: NDArray[np.uint8]) -> Fingerprint:
+    """Compute what `find_copies` needs of an upright RGB image (H, W, 3) uint8.
+
+    The hash holds the signs, around their median, of the 256 lowest DCT coefficients (without
+    the mean) of the grey image at 64 x 64, after Zauner 2010, "Implementation and benchmarking of
+    perceptual image hash functions", section 3.2.1.
+    """
+    height, width = image.shape[:2]
+    digest = hashlib.sha256(f"{height}x{width}:".encode() + image.tobytes()).hexdigest()
+    small = cv2.resize(image, (THUMBNAIL_PX, THUMBNAIL_PX), interpolation=cv2.INTER_AREA)
+    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    low = cv2.dct(grey)[:17, :17].ravel()[1 : HASH_BITS + 1]
+    bits = np.packbits(low > np.median(low)).view(np.uint64)
+    thumbnail = cv2.GaussianBlur(small, (3, 3), 0)  # evens out compression noise
+    return Fingerprint(digest, bits, thumbnail, width / height)
+
+
+def find_copies(prints: Sequence[Fingerprint], max_bits: int) -> list[Link]:
+    """Return links that join all copies, sorted; their connected components are the groups.
+
+    `max_bits` is the number of the 256 hash bits in which near duplicates may differ; 0 still
+    compares thumbnails of equal hashes. Not every pair of a group is linked: pairs that already
+    hang together are not compared. Memory is O(N) beside a fixed working set; time is O(N^2) in
+    the hash comparison (20,000 images: about 3 s on two cores).
+    """
+    links: list[Link] = []
+    unions = Unions(len(prints))
+    first_of: dict[str, int] = {}
+    for index, print_ in enumerate(prints):
+        first = first_of.setdefault(print_.digest, index)
+        if first != index:
+            unions.unite(first, index)
+            links.append(Link(first, index, 0, exact=True))
+    different = list(first_of.values())
+    for rows, columns, distances in _close_pairs([prints[i] for i in different], max_bits):
+        candidates = [
+            (different[row], different[column], int(distance))
+            for row, column, distance in zip(rows, columns, distances, strict=True)
+        ]
+        for start in range(0, len(candidates), _PAIRS_PER_BATCH):
+            batch = candidates[start : start + _PAIRS_PER_BATCH]
+            batch = [pair for pair in batch if unions.find(pair[0]) != unions.find(pair[1])]
+            same = _look_the_same(prints, batch)
+            for (first, second, distance), alike in zip(batch, same, strict=True):
+                if alike and unions.unite(first, second):
+                    links.append(Link(first, second, distance, exact=False))
+    return sorted(links)
+
+
+def block_difference(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Compare thumbnails (P, 64, 64, 3) pairwise: (P,) mean difference of the worst 8 x 8 block.
+
+    Brightness and contrast of each image, over its three channels together, are evened out
+    first, so that a colour difference stays a difference. In grey levels of 255; 0 is equal.
+    """
+    a, mean_a, contrast_a = _evened(first)
+    b, mean_b, contrast_b = _evened(second)
+    scale = ((contrast_a + contrast_b) / 2)[:, None, None]
+    difference = np.abs(a - b).mean(axis=3) * scale  # (P, 64, 64)
+    cells = difference.reshape(len(a), 16, 4, 16, 4).mean(axis=(2, 4))
+    blocks = (
+        cells[:, :-1, :-1] + cells[:, 1:, :-1] + cells[:, :-1, 1:] + cells[:, 1:, 1:]
+    ) / 4  # 8 x 8 blocks in steps of 4
+    worst = blocks.max(axis=(1, 2)).astype(np.float64)
+    gain = np.maximum(contrast_a, contrast_b) / np.minimum(contrast_a, contrast_b)
+    other_light = (gain > MAX_GAIN) | (np.abs(mean_a - mean_b) > MAX_SHIFT)
+    return np.where(other_light, np.inf, worst)
+
+
+def _close_pairs(
+    prints: Sequence[Fingerprint], max_bits: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint16]]]:
+    if len(prints) < 2:
+        return
+    bits = np.stack([print_.bits for print_ in prints])  # (N, 4) uint64
+    n_rows = max(1, _DISTANCES_PER_CHUNK // len(prints))
+    for start in range(0, len(prints), n_rows):
+        chunk, others = bits[start : start + n_rows], bits[start:]
+        distance = np.zeros((len(chunk), len(others)), np.uint16)
+        for word in range(bits.shape[1]):
+            distance += np.bitwise_count(chunk[:, word, None] ^ others[None, :, word])
+        rows, columns = np.nonzero(distance <= max_bits)
+        upper = columns > rows
+        rows, columns = rows[upper], columns[upper]
+        yield rows + start, columns + start, distance[rows, columns]
+
+
+def _look_the_same(
+    prints: Sequence[Fingerprint], pairs: Sequence[tuple[int, int, int]]
+) -> list[bool]:
+    if not pairs:
+        return []
+    first = [prints[pair[0]] for pair in pairs]
+    second = [prints[pair[1]] for pair in pairs]
+    difference = block_difference(
+        np.stack([print_.thumbnail for print_ in first]),
+        np.stack([print_.thumbnail for print_ in second]),
+    )
+    return [
+        bool(worst <= MAX_BLOCK_DIFFERENCE)
+        and max(a.aspect, b.aspect) <= MAX_ASPECT_RATIO * min(a.aspect, b.aspect)
+        for a, b, worst in zip(first, second, difference, strict=True)
+    ]
+
+
+def _evened(
+    thumbnails: NDArray[np.uint8],
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    values = thumbnails.astype(np.float32)
+    mean = values.mean(axis=(1, 2, 3))
+    contrast = np.maximum(values.std(axis=(1, 2, 3)), _FLAT)
+    evened = (values - mean[:, None, None, None]) / contrast[:, None, None, None]
+    return evened, mean, contrast

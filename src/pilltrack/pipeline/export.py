@@ -1,0 +1,104 @@
+"""One network -> two files: int8 LiteRT for the device, fp32 ONNX for everything else.
+
+Preprocessing (pixels 0..255, NHWC) is inside both graphs. In the int8 file the head has int8
+weights and float32 output: a code of 8 bits for each coordinate of the embedding would only add
+error, and one small layer costs no time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pilltrack.core.files import write_atomically
+from pilltrack.pipeline.models import EmbeddingNet
+
+log = logging.getLogger(__name__)
+
+
+def export_int8(
+    net: EmbeddingNet, input_size_px: int, calibration: NDArray[np.uint8], path: Path
+) -> None:
+    """Write an int8 `.tflite` with per-channel weights and static activation ranges.
+
+    `calibration` (N, S, S, 3) uint8: photos that set the activation ranges.
+    """
+    import litert_torch
+    from ai_edge_quantizer import quantizer, recipe
+
+    sample = torch.zeros(1, input_size_px, input_size_px, 3)
+    with tempfile.TemporaryDirectory() as directory, _quiet():
+        floating = Path(directory) / "float.tflite"
+        litert_torch.convert(net.eval(), (sample,)).export(str(floating))
+        quantiser = quantizer.Quantizer(str(floating), [*recipe.static_wi8_ai8(), _float_head()])
+        signature, name = _signature(floating)
+        samples = [{name: image[None].astype(np.float32)} for image in _spanning(calibration)]
+        ranges = quantiser.calibrate({signature: samples})
+        quantised = Path(directory) / "int8.tflite"
+        quantiser.quantize(ranges).export_model(str(quantised))
+        write_atomically(path, quantised.read_bytes())
+
+
+def export_onnx(net: EmbeddingNet, input_size_px: int, path: Path) -> None:
+    """Write a float32 `.onnx` with a free batch size."""
+    sample = torch.zeros(2, input_size_px, input_size_px, 3)
+    with tempfile.TemporaryDirectory() as directory, _quiet():
+        file = Path(directory) / "model.onnx"
+        torch.onnx.export(
+            net.eval(),
+            (sample,),
+            file,
+            dynamo=True,
+            external_data=False,
+            dynamic_shapes=({0: "n"},),
+            input_names=["image"],
+            output_names=["embedding"],
+            verbose=False,
+        )
+        write_atomically(path, file.read_bytes())
+
+
+def _spanning(calibration: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Calibration images plus one black and one white, so that input codes mean pixels exactly."""
+    shape = calibration.shape[1:]
+    black, white = np.zeros(shape, np.uint8), np.full(shape, 255, np.uint8)
+    return np.concatenate([calibration, np.stack([black, white])])
+
+
+def _float_head() -> dict[str, Any]:
+    from ai_edge_quantizer import recipe
+
+    (dynamic,) = recipe.dynamic_wi8_afp32()
+    return {**dynamic, "operation": "FULLY_CONNECTED"}
+
+
+def _signature(model: Path) -> tuple[str, str]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    signatures = Interpreter(str(model)).get_signature_list()
+    ((name, tensors),) = signatures.items()
+    return name, tensors["inputs"][0]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporters print progress of their own; keep it for the debug log."""
+    text = io.StringIO()
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(text),
+        contextlib.redirect_stderr(text),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+    log.debug("%s", text.getvalue())

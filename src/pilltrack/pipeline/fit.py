@@ -1,0 +1,310 @@
+"""One training loop for teacher and student: single process, or several under torchrun.
+
+The loop is deterministic and can be stopped at any step: what a step does follows from the
+settings, the epoch and the step alone, and a checkpoint holds all that changes (weights,
+optimiser, history). A run killed and started again ends with the same weights as one left alone.
+
+Under torchrun every process computes its share of each batch and the embeddings are gathered, so
+that the loss sees the whole batch: two processes train what one would have trained, as long as
+batch norms keep their statistics (`batch_norm: eval`); in train mode each process normalises
+over its own share.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+from torch.distributed.nn import functional as distributed_functional
+from tqdm import tqdm
+
+from pilltrack.core.errors import StageFailed
+from pilltrack.core.files import write_atomically
+from pilltrack.pipeline.data import Batch, Captures, Item, batch_plan, load_batches, shares_of_rank
+from pilltrack.pipeline.models import place
+from pilltrack.pipeline.params import DistillParams, TrainParams
+
+log = logging.getLogger(__name__)
+
+LossOfBatch = Callable[[torch.nn.Module, Batch], torch.Tensor]
+COLUMNS = ("epoch", "step", "loss", "learning_rate")
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among those that torchrun started; alone, rank 0 of 1."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """True for the one process that writes files and logs."""
+        return self.rank == 0
+
+
+def start_process() -> Process:
+    """Join the process group when torchrun started us, and choose the device."""
+    cuda = torch.cuda.is_available()
+    if "WORLD_SIZE" not in os.environ:
+        return Process(0, 1, torch.device("cuda" if cuda else "cpu"))
+    distributed.init_process_group("nccl" if cuda else "gloo")
+    local = int(os.environ["LOCAL_RANK"])
+    if cuda:
+        torch.cuda.set_device(local)
+    device = torch.device(f"cuda:{local}" if cuda else "cpu")
+    return Process(distributed.get_rank(), distributed.get_world_size(), device)
+
+
+def end_process(process: Process) -> None:
+    """Leave the process group again."""
+    if process.world > 1:
+        distributed.destroy_process_group()
+
+
+def gather(values: torch.Tensor, process: Process) -> torch.Tensor:
+    """Rows of all processes, in the order of the undivided batch; gradients flow back."""
+    if process.world == 1:
+        return values
+    parts = (
+        distributed_functional.all_gather(values)  # type: ignore[no-untyped-call]
+        if values.requires_grad
+        else _all_gather(values, process.world)
+    )
+    # Process r holds photos r, r + world, ...: interleave.
+    return torch.stack(tuple(parts), dim=1).flatten(0, 1)
+
+
+def fit(
+    net: torch.nn.Module,
+    loss_of_batch: LossOfBatch,
+    captures: Captures,
+    settings: TrainParams | DistillParams,
+    process: Process,
+    *,
+    checkpoint: Path,
+    identity: str,
+    title: str,
+) -> list[dict[str, float]]:
+    """Train `net` in place and return the history, one row per epoch (keys: COLUMNS).
+
+    `identity` names everything the result depends on; a checkpoint with another identity is
+    ignored. Raises StageFailed when the loss is not finite.
+    """
+    torch.use_deterministic_algorithms(True, warn_only=process.device.type == "cuda")
+    place(net, process.device)
+    trained = _parallel(net, process)
+    optimiser = torch.optim.AdamW(
+        _with_and_without_decay(net, settings.weight_decay), lr=settings.learning_rate
+    )
+    plans = [_plan(captures, settings, process, epoch) for epoch in range(settings.epochs)]
+    steps = sum(len(plan) for plan in plans)
+    state = _resume(checkpoint, identity, net, optimiser, process)
+    history: list[dict[str, float]] = state["history"]
+    done, losses, saved_s = int(state["step"]), list(state["losses"]), time.monotonic()
+    begin = 0
+    with tqdm(
+        total=steps, initial=done, desc=title, unit="step", disable=None if process.leads else True
+    ) as bar:
+        for epoch, plan in enumerate(plans):
+            end = begin + len(plan)
+            if done >= end:
+                begin = end
+                continue
+            started_s, first = time.monotonic(), done
+            for batch in load_batches(captures, plan[done - begin :], settings.workers):
+                rate = learning_rate(done, steps, settings)
+                for group in optimiser.param_groups:
+                    group["lr"] = rate
+                _set_mode(net, settings)
+                with _autocast(settings, process):
+                    loss = loss_of_batch(trained, _to_device(batch, process))
+                if not math.isfinite(loss.item()):
+                    raise StageFailed(
+                        f"{title}, epoch {epoch + 1}, step {done + 1}",
+                        found=f"loss {loss.item()}",
+                        expected="a finite loss",
+                        remedy="Lower `learning_rate` in params.yaml.",
+                    )
+                optimiser.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+                done += 1
+                losses.append(loss.item())
+                bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+                bar.update()
+                if time.monotonic() - saved_s > settings.checkpoint_every_s and done < end:
+                    _save(checkpoint, identity, net, optimiser, done, history, losses, process)
+                    saved_s = time.monotonic()
+            row = (epoch + 1, done, sum(losses) / len(losses), rate)
+            history.append(dict(zip(COLUMNS, row, strict=True)))
+            steps_per_s = (done - first) / (time.monotonic() - started_s)
+            log.info("%s: epoch %d, loss %.4f, %.2f steps/s", title, epoch + 1, row[2], steps_per_s)
+            losses, begin = [], end
+            _save(checkpoint, identity, net, optimiser, done, history, losses, process)
+            saved_s = time.monotonic()
+    net.eval()
+    return history
+
+
+def learning_rate(step: int, steps: int, settings: TrainParams | DistillParams) -> float:
+    """Linear warm-up over `warmup_share` of all steps, then half a cosine down to zero.
+
+    >>> from types import SimpleNamespace
+    >>> s = SimpleNamespace(learning_rate=1.0, warmup_share=0.5)
+    >>> [round(learning_rate(step, 4, s), 3) for step in range(4)]
+    [0.5, 1.0, 1.0, 0.5]
+    """
+    warmup = round(steps * settings.warmup_share)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(steps - warmup, 1)
+    return settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def identity_of(settings: Iterable[Any], inputs: Iterable[Path]) -> str:
+    """Digest of all that a training run depends on: parameter sections, input files, torch."""
+    digest = hashlib.sha256(torch.__version__.encode())
+    for section in settings:
+        digest.update(json.dumps(section.model_dump(mode="json"), sort_keys=True).encode())
+    for path in inputs:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def write_history(history: list[dict[str, float]], path: Path) -> None:
+    """Write the history as CSV, one row per epoch; whole or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    write_atomically(path, text.getvalue().encode())
+
+
+def _plan(
+    captures: Captures, settings: TrainParams | DistillParams, process: Process, epoch: int
+) -> list[list[Item]]:
+    plan = batch_plan(
+        captures.rows,
+        pills_per_batch=settings.pills_per_batch,
+        photos_per_pill=settings.photos_per_pill,
+        seed=settings.seed,
+        epoch=epoch,
+    )
+    for batch in plan:
+        if len(batch) % process.world:
+            raise StageFailed(
+                "torchrun",
+                found=f"a batch of {len(batch)} photos for {process.world} processes",
+                expected="pills_per_batch x photos_per_pill divisible by the number of processes",
+                remedy="Change pills_per_batch in params.yaml, or start fewer processes.",
+            )
+    return shares_of_rank(plan, process.rank, process.world)
+
+
+def _parallel(net: torch.nn.Module, process: Process) -> torch.nn.Module:
+    if process.world == 1:
+        return net
+    return torch.nn.parallel.DistributedDataParallel(net)
+
+
+def _with_and_without_decay(net: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    matrices = [p for p in net.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in net.parameters() if p.requires_grad and p.ndim <= 1]
+    return [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+
+
+def _set_mode(net: torch.nn.Module, settings: TrainParams | DistillParams) -> None:
+    net.train()
+    if settings.batch_norm == "eval":
+        for module in net.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+def _autocast(settings: TrainParams | DistillParams, process: Process) -> torch.autocast:
+    on_gpu = process.device.type == "cuda"
+    bf16 = settings.precision == "bf16" or (settings.precision == "auto" and on_gpu)
+    return torch.autocast(process.device.type, dtype=torch.bfloat16, enabled=bf16)
+
+
+def _to_device(batch: Batch, process: Process) -> Batch:
+    images, pills, appearances = batch
+    to = process.device
+    return [view.to(to).float() for view in images], pills.to(to), appearances.to(to)
+
+
+def _all_gather(values: torch.Tensor, world: int) -> list[torch.Tensor]:
+    parts = [torch.empty_like(values) for _ in range(world)]
+    distributed.all_gather(parts, values)
+    return parts
+
+
+def _resume(
+    checkpoint: Path,
+    identity: str,
+    net: torch.nn.Module,
+    optimiser: torch.optim.Optimizer,
+    process: Process,
+) -> dict[str, Any]:
+    fresh: dict[str, Any] = {"step": 0, "history": [], "losses": []}
+    if not checkpoint.is_file():
+        return fresh
+    try:
+        saved = torch.load(checkpoint, map_location=process.device, weights_only=True)
+    except Exception as error:
+        raise StageFailed(
+            str(checkpoint),
+            found=f"a damaged checkpoint ({error})",
+            expected="the checkpoint of an interrupted run",
+            remedy="Delete it to start anew.",
+        ) from error
+    if saved["identity"] != identity:
+        log.info("the checkpoint %s belongs to other settings or data: starting anew", checkpoint)
+        return fresh
+    net.load_state_dict(saved["net"])
+    optimiser.load_state_dict(saved["optimiser"])
+    log.info("resuming at step %d from %s", saved["step"], checkpoint)
+    return {key: saved[key] for key in fresh}
+
+
+def _save(
+    checkpoint: Path,
+    identity: str,
+    net: torch.nn.Module,
+    optimiser: torch.optim.Optimizer,
+    step: int,
+    history: list[dict[str, float]],
+    losses: list[float],
+    process: Process,
+) -> None:
+    if not process.leads:
+        return
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    part = checkpoint.with_name(checkpoint.name + ".part")
+    state = {
+        "identity": identity,
+        "net": net.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "step": step,
+        "history": history,
+        "losses": losses,
+    }
+    torch.save(state, part)
+    part.replace(checkpoint)

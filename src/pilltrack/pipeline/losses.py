@@ -1,0 +1,71 @@
+"""What training pulls together and pushes apart, and what a student takes from its teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional
+
+Pairs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+MetricLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def appearance_pairs(pills: torch.Tensor, appearances: torch.Tensor) -> Pairs:
+    """Index pairs for a batch: (anchor, positive, anchor, negative).
+
+    Positives show the same appearance (pill and side), negatives another pill. Front and back of
+    one pill are in neither set: they look different and must not be pushed apart either.
+
+    >>> a, p, b, n = appearance_pairs(torch.tensor([0, 0, 1]), torch.tensor([0, 0, 2]))
+    >>> list(zip(a.tolist(), p.tolist())), list(zip(b.tolist(), n.tolist()))
+    ([(0, 1), (1, 0)], [(0, 2), (1, 2), (2, 0), (2, 1)])
+    """
+    same = appearances[:, None] == appearances[None, :]
+    same.fill_diagonal_(False)
+    other = pills[:, None] != pills[None, :]
+    anchors, positives = torch.nonzero(same, as_tuple=True)
+    anchors_of_negatives, negatives = torch.nonzero(other, as_tuple=True)
+    return anchors, positives, anchors_of_negatives, negatives
+
+
+def metric_loss(name: str) -> MetricLoss:
+    """A loss of (unit embeddings (N, D), pills (N,), appearances (N,)); the result is a scalar.
+
+    `supcon`: Khosla et al. 2020, eq. 2, temperature 0.1. `multi_similarity`: Wang et al. 2019,
+    eq. 12, alpha 2, beta 50, base 0.5. Both as implemented in pytorch-metric-learning.
+    """
+    from pilltrack.pipeline.torchvision_import import ensure_torchvision
+
+    ensure_torchvision()
+    from pytorch_metric_learning import losses
+
+    if name == "supcon":
+        loss = losses.SupConLoss(temperature=0.1)
+    else:
+        loss = losses.MultiSimilarityLoss(alpha=2.0, beta=50.0, base=0.5)
+
+    def of_batch(
+        embeddings: torch.Tensor, pills: torch.Tensor, appearances: torch.Tensor
+    ) -> torch.Tensor:
+        value: torch.Tensor = loss(embeddings, pills, appearance_pairs(pills, appearances))
+        return value
+
+    return of_batch
+
+
+def distillation_loss(
+    student: torch.Tensor, teacher: torch.Tensor, *, temperature: float, alpha: float
+) -> torch.Tensor:
+    """alpha * embedding loss + (1 - alpha) * similarity-distribution loss; both (N, D) unit rows.
+
+    Embedding loss: mean of 1 - cos(student_i, teacher_i). Similarity loss: mean KL divergence of
+    the student's from the teacher's softmax over the batch, with the teacher's embeddings as the
+    gallery for both, so that student probes can be searched among teacher references (the
+    similarity-distribution idea of Fang et al. 2021, SEED, eq. 3, with the batch as the queue).
+    """
+    embedding = 1.0 - (student * teacher).sum(dim=1).mean()
+    target = functional.softmax(teacher @ teacher.T / temperature, dim=1)
+    predicted = functional.log_softmax(student @ teacher.T / temperature, dim=1)
+    similarity = functional.kl_div(predicted, target, reduction="batchmean")
+    return alpha * embedding + (1.0 - alpha) * similarity

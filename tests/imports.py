@@ -1,0 +1,44 @@
+"""What a module of the package imports, read from its source; used by tests and `make deps`."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src"
+
+
+def path_of(module: str) -> Path | None:
+    """The source file of a module of the package, None for anything else."""
+    base = SOURCE.joinpath(*module.split("."))
+    for path in (base.with_suffix(".py"), base / "__init__.py"):
+        if path.is_file():
+            return path
+    return None
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Every module named in an import statement of `path`, at the top or inside a function."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module, f"{path}: relative import"
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def transitive_files(module: str) -> set[str]:
+    """Files of the package that running `module` depends on, relative to the repository."""
+    files: set[str] = set()
+    waiting = [module]
+    while waiting:
+        path = path_of(waiting.pop())
+        if path is None or str(path.relative_to(ROOT)) in files:
+            continue
+        files.add(str(path.relative_to(ROOT)))
+        waiting += imported_modules(path)
+    return {name for name in files if not name.endswith("__init__.py")}

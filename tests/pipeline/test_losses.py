@@ -1,0 +1,52 @@
+"""Pairs and losses, with values computed by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from pilltrack.pipeline.losses import appearance_pairs, distillation_loss, metric_loss
+from pilltrack.pipeline.models import unit
+
+
+def test_front_and_back_of_a_pill_are_neither_positive_nor_negative() -> None:
+    pills = torch.tensor([0, 0, 1])  # pill 0: front and back
+    appearances = torch.tensor([0, 1, 2])
+    anchors, positives, anchors_of_negatives, negatives = appearance_pairs(pills, appearances)
+    assert len(anchors) == len(positives) == 0
+    pairs = set(zip(anchors_of_negatives.tolist(), negatives.tolist(), strict=True))
+    assert pairs == {(0, 2), (2, 0), (1, 2), (2, 1)}
+
+
+@pytest.mark.parametrize("name", ["supcon", "multi_similarity"])
+def test_metric_loss_prefers_equal_appearances_together(name: str) -> None:
+    pills = appearances = torch.tensor([0, 0, 1, 1])
+    together = unit(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]]))
+    mixed = together[[0, 2, 1, 3]]
+    loss = metric_loss(name)
+    assert loss(together, pills, appearances) < loss(mixed, pills, appearances)
+
+
+def test_a_student_equal_to_its_teacher_has_no_loss() -> None:
+    teacher = unit(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)))
+    loss = distillation_loss(teacher.clone(), teacher, temperature=0.1, alpha=0.5)
+    assert loss.item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_alpha_one_leaves_the_embedding_loss() -> None:
+    teacher = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    student = torch.tensor([[0.6, 0.8], [0.0, 1.0]])  # cosines 0.6 and 1.0
+    loss = distillation_loss(student, teacher, temperature=1.0, alpha=1.0)
+    assert loss.item() == pytest.approx(0.2)
+
+
+def test_alpha_zero_leaves_the_similarity_loss() -> None:
+    teacher = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    student = teacher[[1, 0]]
+    # Teacher rows: softmax(1, 0); student rows: softmax(0, 1). KL = p ln(p/q) + q ln(q/p).
+    p = math.e / (math.e + 1)
+    expected = (2 * p - 1) * math.log(p / (1 - p))
+    loss = distillation_loss(student, teacher, temperature=1.0, alpha=0.0)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)

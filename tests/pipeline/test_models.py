@@ -1,0 +1,95 @@
+"""Starting weights are loaded or the run stops; a written network reads back the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pilltrack.core.errors import StageFailed
+from pilltrack.pipeline.models import (
+    EmbeddingNet,
+    load_network,
+    load_starting_weights,
+    save_network,
+    unit,
+)
+
+
+def _net(seed: int = 0, backbone: str = "mobilenetv4_conv_small") -> EmbeddingNet:
+    torch.manual_seed(seed)
+    return EmbeddingNet(backbone, 16, options={}, pixels="imagenet").eval()
+
+
+def test_a_network_written_and_read_gives_the_same_embeddings(tmp_path: Path) -> None:
+    net = _net()
+    save_network(net, tmp_path / "net.safetensors", input_size_px=64)
+    again, size_px = load_network(tmp_path / "net.safetensors")
+    images = torch.randint(0, 256, (2, 64, 64, 3)).float()
+    assert size_px == 64
+    assert torch.equal(net(images), again(images))
+
+
+def test_embeddings_have_unit_length() -> None:
+    lengths = unit(_net()(torch.randint(0, 256, (3, 64, 64, 3)).float())).norm(dim=1)
+    assert torch.allclose(lengths, torch.ones(3))
+
+
+def test_a_missing_weights_file_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(StageFailed, match="no such file"):
+        load_starting_weights(_net(), str(tmp_path / "absent.safetensors"))
+
+
+def test_imagenet_weights_without_a_connection_stop_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(StageFailed, match="could not be downloaded"):
+        load_starting_weights(_net(), "imagenet")
+
+
+def test_backbone_weights_are_loaded_from_a_file_and_a_classifier_is_left_out(
+    tmp_path: Path,
+) -> None:
+    source, net = _net(1), _net(2)
+    tensors = {**source.backbone.state_dict(), "classifier.weight": torch.zeros(3, 3)}
+    save_file(tensors, tmp_path / "w.safetensors")
+    load_starting_weights(net, str(tmp_path / "w.safetensors"))
+    for key, value in source.backbone.state_dict().items():
+        assert torch.equal(net.backbone.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize("damage", ["missing", "unexpected", "shape"])
+def test_weights_that_do_not_fit_stop_the_run(tmp_path: Path, damage: str) -> None:
+    net = _net()
+    tensors = dict(net.backbone.state_dict())
+    if damage == "missing":
+        tensors.pop("conv_stem.weight")
+    elif damage == "unexpected":
+        tensors["other.weight"] = torch.zeros(1)
+    else:
+        tensors["conv_stem.weight"] = torch.zeros(1)
+    save_file(tensors, tmp_path / "w.safetensors")
+    with pytest.raises(StageFailed, match=damage):
+        load_starting_weights(net, str(tmp_path / "w.safetensors"))
+
+
+def test_a_truncated_weights_file_stops_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file(_net().backbone.state_dict(), path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(StageFailed, match="not readable as safetensors"):
+        load_starting_weights(_net(), str(path))
+
+
+def test_a_file_of_another_project_is_not_a_network(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(StageFailed, match="not a PillTrack network"):
+        load_network(tmp_path / "x.safetensors")
+
+
+def test_an_unknown_backbone_is_refused_with_the_remedy() -> None:
+    with pytest.raises(StageFailed, match="list_models"):
+        EmbeddingNet("resnet5000", 16, options={}, pixels="imagenet")
