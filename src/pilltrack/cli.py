@@ -106,13 +106,9 @@ def _run_stage(arguments: argparse.Namespace) -> int:
     from pilltrack.pipeline.params import load_params
 
     params = load_params(arguments.params)
-    if arguments.stage == "prepare":
-        from pilltrack.pipeline.prepare import prepare
-
-        prepare(arguments.data, params.prepare, arguments.artifacts / "prepare")
-        return 0
     stage = import_module(f"pilltrack.pipeline.{arguments.stage}")
-    stage.main(params, arguments.artifacts)
+    inputs = [arguments.data] if arguments.stage == "prepare" else []
+    stage.main(params, arguments.artifacts, *inputs)
     return 0
 
 
@@ -213,14 +209,13 @@ def _synth(arguments: argparse.Namespace) -> int:
 
     from pilltrack.pipeline.synth import synth
 
-    total = arguments.pills * arguments.photos
-    with tqdm(total=total, desc="synth", unit="photo", disable=None) as bar:
+    with tqdm(total=arguments.pills, desc="synth", unit="pill", disable=None) as bar:
         synth(
             arguments.out,
             pills=arguments.pills,
             photos=arguments.photos,
             seed=arguments.seed,
-            progress=bar.update,
+            progress=lambda done: bar.update(done - bar.n),
         )
     print(arguments.out)
     return 0

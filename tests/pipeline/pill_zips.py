@@ -18,7 +18,7 @@ Pixels = NDArray[np.uint8]
 def picture(name: str, size: int = 32) -> Pixels:
     """(size, size, 3): a smooth pattern that depends on the name only."""
     draw = np.random.default_rng(zlib.crc32(name.encode()))
-    coarse = draw.integers(0, 220, (6, 6, 3), dtype=np.uint8)
+    coarse = draw.integers(30, 190, (6, 6, 3), dtype=np.uint8)
     resized: Pixels = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
     return resized
 
@@ -84,7 +84,7 @@ def params(**changes: object) -> PrepareParams:
         "test_share": 0.2,
         "stranger_share": 0.5,
         "probe_share": 0.25,
-        "near_duplicate_bits": 24,
+        "near_duplicate_bits": 20,
         "max_unreadable_share": 0.0,
         "max_unzipped_gb": 0.1,
     }

@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pilltrack.pipeline.data import Captures, appearance_of, batch_plan, load_batches, shares_of_rank
+from pilltrack.pipeline.data import (
+    Captures,
+    appearance_of,
+    batch_plan,
+    load_batches,
+    shares_of_rank,
+)
 from pilltrack.pipeline.params import load_params
 from pilltrack.pipeline.table import ImageRow
 from tests.imports import ROOT
@@ -42,9 +48,7 @@ def test_each_batch_holds_the_promised_photos_of_distinct_appearances(
     n_pills: int, photos: int, per_batch: int, per_pill: int
 ) -> None:
     rows = _rows(n_pills, photos)
-    plan = batch_plan(
-        rows, pills_per_batch=per_batch, photos_per_pill=per_pill, seed=3, epoch=0
-    )
+    plan = batch_plan(rows, pills_per_batch=per_batch, photos_per_pill=per_pill, seed=3, epoch=0)
     looks = 2 * n_pills
     assert len(plan) == max(looks // per_batch, 1)
     seen: list[str] = []

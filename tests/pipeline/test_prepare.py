@@ -22,7 +22,17 @@ from pilltrack.core.errors import ArchiveRejected, DatasetRejected, PillTrackErr
 from pilltrack.pipeline.audit import check_leaks
 from pilltrack.pipeline.prepare import prepare
 from pilltrack.pipeline.splits import Member, assign
-from pilltrack.pipeline.table import SPLITS, ImageRow, PillRow, Role, load_images, load_pills
+from pilltrack.pipeline.table import (
+    SIDES,
+    SPLITS,
+    ImageRow,
+    PillRow,
+    Role,
+    Side,
+    Split,
+    load_images,
+    load_pills,
+)
 from tests.pipeline.pill_zips import (
     brighter,
     folders,
@@ -48,7 +58,7 @@ def refusal(archive: Path, **changes: object) -> PillTrackError:
     with pytest.raises(PillTrackError) as caught:
         prepare(archive, params(**changes), out)
     assert snapshot(archive.parent) == before
-    assert sorted(path.name for path in archive.parent.iterdir()) == [archive.name, "out"]
+    assert sorted(path.name for path in archive.parent.iterdir()) == ["out", archive.name]
     assert caught.value.remedy.endswith(".")
     return caught.value
 
@@ -64,7 +74,7 @@ def test_original_bytes_are_kept_and_listed(tmp_path: Path) -> None:
     files = folders(10, 2) | {"pill00/photo.jpg": jpeg(picture("jpeg"), 60)}
     prepare(zipped(tmp_path / "x.zip", files), params(), tmp_path / "out")
     rows = load_images(tmp_path / "out")
-    written = {name: data for name, data in snapshot(tmp_path / "out/images").items()}
+    written = snapshot(tmp_path / "out/images")
     assert written == files
     assert [row.image for row in rows] == sorted(f"images/{name}" for name in files)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -89,13 +99,13 @@ def test_every_pill_has_a_row_with_blanks_where_nothing_is_known(tmp_path: Path)
 
 
 def test_odd_file_names_become_plain_and_stay_different(tmp_path: Path) -> None:
-    odd = ["pill00/é.png", "pill00/ü.png", "pill00/A b.PNG", "pill00/a_b.png", "pill00/..x.png"]
+    odd = ["pill00/é.png", "pill00/ü.png", "pill00/A b.PNG", "pill00/a_b.png", "pill00/x:1.png"]
     files = folders(8) | {name: photo(name) for name in odd}
     prepare(zipped(tmp_path / "x.zip", files), params(), tmp_path / "out")
     images = [row.image for row in load_images(tmp_path / "out") if row.pill == "pill00"]
     assert len({image.casefold() for image in images}) == len(odd) + 1
     assert all(image.isascii() and " " not in image for image in images)
-    assert "images/pill00/x.png" in images
+    assert "images/pill00/x_1.png" in images
 
 
 def test_images_csv_in_the_zip_reaches_the_output(tmp_path: Path) -> None:
@@ -399,7 +409,7 @@ def test_near_duplicates_of_two_pills_bring_them_together_and_into_the_audit(
 
 def split_zip(path: Path) -> Path:
     """Pills a..c only in train, d..e only in val, f..g only in test, m in train and in test."""
-    files = {}
+    files: dict[str, bytes] = {}
     for split, pills in (("train", "abc"), ("val", "de"), ("test", "fg")):
         files |= {f"{split}/{pill}/{n}.png": photo(f"{pill}{n}") for pill in pills for n in "12"}
     files |= {f"train/m/{n}.png": photo(f"m{n}") for n in "123"}
@@ -471,23 +481,24 @@ def test_classic_split_of_the_same_pills_is_refused_with_the_way_out(tmp_path: P
 
 # --- properties of the assignment --------------------------------------------------------------
 
+
+def as_members(drawn: list[tuple[int, Side, int | None, Split]]) -> list[Member]:
+    return [
+        Member(f"i{n:03d}", f"p{pill:02d}", side, 1000 + n if group is None else group, given)
+        for n, (pill, side, group, given) in enumerate(drawn)
+    ]
+
+
 MEMBERS = st.lists(
     st.tuples(
         st.integers(0, 30),  # pill
-        st.sampled_from(["front", "back", ""]),
+        st.sampled_from(SIDES),
         st.one_of(st.none(), st.integers(0, 25)),  # a group shared with others
         st.sampled_from(SPLITS),
     ),
     min_size=25,
     max_size=90,
-).map(
-    lambda drawn: [
-        Member(
-            f"image{n:03d}", f"pill{pill:02d}", side, 1000 + n if group is None else group, given
-        )
-        for n, (pill, side, group, given) in enumerate(drawn)
-    ]
-)
+).map(as_members)
 
 
 @settings(deadline=None)

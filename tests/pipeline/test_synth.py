@@ -124,7 +124,6 @@ def test_an_interrupted_run_leaves_the_old_file_and_no_other(tmp_path: Path) -> 
     [
         ("pills.tar", 2, 2, "pills.tar"),
         ("pills", 2, 2, "pills"),
-        ("nowhere/pills.zip", 2, 2, "nowhere"),
         ("pills.zip", 0, 2, "pills"),
         ("pills.zip", 2, 1, "photos"),
     ],

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 HASH_BITS = 256
 THUMBNAIL_PX = 64
-MAX_BLOCK_DIFFERENCE = 3.0  # grey levels of 255, mean of the worst 8 x 8 block
+MAX_BLOCK_DIFFERENCE = 3.5  # grey levels of 255, mean of the worst 8 x 8 block
 MAX_GAIN = 1.25  # ratio of contrasts
 MAX_SHIFT = 32.0  # difference of mean brightness, grey levels
 MAX_ASPECT_RATIO = 1.05  # of the aspect ratios of two photos
+_QUIET = 2.0  # coefficients this close above the median are noise in smooth or symmetric images
 _FLAT = 4.0  # contrast below which an image is not amplified
 _PAIRS_PER_BATCH = 512
 _DISTANCES_PER_CHUNK = 4_000_000
@@ -74,16 +75,16 @@ class Unions:
 def fingerprint(image: NDArray[np.uint8]) -> Fingerprint:
     """Compute what `find_copies` needs of an upright RGB image (H, W, 3) uint8.
 
-    The hash holds the signs, around their median, of the 256 lowest DCT coefficients (without
-    the mean) of the grey image at 64 x 64, after Zauner 2010, "Implementation and benchmarking of
-    perceptual image hash functions", section 3.2.1.
+    The hash says which of the 256 lowest DCT coefficients (without the mean) of the grey image
+    at 64 x 64 lie clearly above their median, after Zauner 2010, "Implementation and benchmarking
+    of perceptual image hash functions", section 3.2.1.
     """
     height, width = image.shape[:2]
     digest = hashlib.sha256(f"{height}x{width}:".encode() + image.tobytes()).hexdigest()
     small = cv2.resize(image, (THUMBNAIL_PX, THUMBNAIL_PX), interpolation=cv2.INTER_AREA)
     grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32)
     low = cv2.dct(grey)[:17, :17].ravel()[1 : HASH_BITS + 1]
-    bits = np.packbits(low > np.median(low)).view(np.uint64)
+    bits = np.packbits(low > np.median(low) + _QUIET).view(np.uint64)
     thumbnail = cv2.GaussianBlur(small, (3, 3), 0)  # evens out compression noise
     return Fingerprint(digest, bits, thumbnail, width / height)
 

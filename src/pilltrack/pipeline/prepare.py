@@ -25,9 +25,10 @@ from pilltrack.core.errors import DatasetRejected, ImageRejected, StageFailed
 from pilltrack.core.image import read_image
 from pilltrack.pipeline.archive import extract
 from pilltrack.pipeline.audit import Alike, Audit, check_leaks, count_splits, write_audit
+from pilltrack.pipeline.cohorts import require_captures
 from pilltrack.pipeline.duplicates import Fingerprint, Link, Unions, find_copies, fingerprint
 from pilltrack.pipeline.layouts import Layout, Photo, read_layout
-from pilltrack.pipeline.params import PrepareParams
+from pilltrack.pipeline.params import Params, PrepareParams
 from pilltrack.pipeline.splits import Assignment, Member, assign
 from pilltrack.pipeline.table import (
     ImageRow,
@@ -36,6 +37,12 @@ from pilltrack.pipeline.table import (
     write_images,
     write_pills,
 )
+
+
+def main(params: Params, artifacts: Path, archive: Path) -> None:
+    """Read the zip, write `prepare/`; refuse now what `evaluate` could not measure later."""
+    prepare(archive, params.prepare, artifacts / "prepare")
+    require_captures(load_images(artifacts / "prepare"), params.evaluate)
 
 
 def prepare(
@@ -189,7 +196,7 @@ def _image_names(photos: Sequence[Photo]) -> list[str]:
     """Name files below the output: plain characters, unique even where case does not count."""
     plain: list[tuple[Photo, str, str]] = []
     for photo in photos:
-        stem = re.sub(r"[^A-Za-z0-9._-]", "_", photo.path.stem)[:100].lstrip(".") or "image"
+        stem = re.sub(r"[^A-Za-z0-9._-]", "_", photo.path.stem)[:100]
         plain.append((photo, stem, photo.path.suffix.lower()))
     uses = Counter((photo.pill, (stem + suffix).casefold()) for photo, stem, suffix in plain)
     names: list[str] = []

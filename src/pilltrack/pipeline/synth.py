@@ -28,6 +28,7 @@ import cv2
 import numpy as np
 
 from pilltrack.core.errors import InputRejected
+from pilltrack.core.files import write_atomically
 from pilltrack.pipeline.capture import Photo
 from pilltrack.pipeline.invented import InventedPill, invent_pills
 from pilltrack.pipeline.render import draw_setting, photograph_pill, render_face
@@ -61,6 +62,7 @@ def synth(
     catalogue = invent_pills(pills, seed)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(temporary, "w") as archive:
             rows = []
             for done, (pill, jpegs) in enumerate(
@@ -120,9 +122,7 @@ def contact_sheet(
             sheet[top : top + tile_px, left : left + tile_px] = tile
     options = [] if out_png.suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 82]
     coded = cv2.imencode(out_png.suffix, sheet, options)[1]
-    temporary = out_png.with_name(f".{out_png.name}.part")
-    temporary.write_bytes(coded.tobytes())
-    temporary.replace(out_png)
+    write_atomically(out_png, coded.tobytes())
 
 
 _PILL_COLUMNS = ("pill", "name", "ndc", "strength", "maker", "shape", "colour", "imprint")
@@ -143,13 +143,6 @@ def _check(out: Path, pills: int, photos: int) -> None:
             found="it is a directory",
             expected="a file to write",
             remedy="Choose another name.",
-        )
-    if not out.parent.is_dir():
-        raise InputRejected(
-            str(out),
-            found=f"there is no directory {out.parent}",
-            expected="an existing directory",
-            remedy="Create it, or choose another.",
         )
     if pills < 1:
         raise InputRejected(

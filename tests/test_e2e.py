@@ -1,0 +1,300 @@
+"""The whole pipeline as a user runs it: `dvc repro` on rendered pills in a fresh repository."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pilltrack.core.bundle import read_bundle
+from pilltrack.core.decide import decide
+from pilltrack.core.identify import open_identifier
+from pilltrack.core.image import read_image
+from pilltrack.pipeline.evaluate_folder import evaluate_folder
+from pilltrack.pipeline.table import load_images
+from tests.imports import ROOT
+
+pytestmark = pytest.mark.e2e
+BUNDLE = Path("artifacts/package/bundle")
+
+
+def tiny(params: dict[str, Any]) -> dict[str, Any]:
+    """The committed small-machine setting, cut down to a minute; no gate but parity's."""
+    fit = {"input_size_px": 64, "epochs": 6, "pills_per_batch": 16, "photos_per_pill": 2}
+    params["train"] |= {**fit, "backbone": "resnet10t", "embedding_dim": 32}
+    params["distill"] |= fit
+    params["convert"] |= {"calibration_images": 60, "parity_images": 60}
+    params["convert"] |= {"min_mean_cosine": 0.8, "max_changed_decisions": 0.5}
+    params["enroll"]["references_per_side"] = 3
+    params["evaluate"] |= {"min_recall_at_1_seen": 0, "min_recall_at_1_new": 0}
+    params["evaluate"] |= {"max_fpir": 1, "max_fnir": 1, "fpir": 0.1}
+    return params
+
+
+def run(repository: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(repository / "src"),
+        "HF_HUB_OFFLINE": "1",
+        "DVC_NO_ANALYTICS": "1",
+    }
+    done = subprocess.run(
+        command, cwd=repository, env=environment, capture_output=True, text=True, check=False
+    )
+    if check and done.returncode:
+        pytest.fail(f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}")
+    return done
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone with tiny parameters after one `dvc repro`."""
+    repository = tmp_path_factory.mktemp("clone") / "pilltrack"
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (repository / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, repository / name)
+    (repository / "dvc.lock").unlink(missing_ok=True)
+    params = yaml.safe_load((repository / "params.yaml").read_text())
+    (repository / "params.yaml").write_text(yaml.safe_dump(tiny(params)))
+    run(repository, "git", "init", "--quiet")
+    data = "data/pills_dataset_resnet.zip"
+    run(
+        repository,
+        "pilltrack",
+        "synth",
+        "--pills",
+        "30",
+        "--photos",
+        "12",
+        "--seed",
+        "3",
+        "--out",
+        data,
+    )
+    run(repository, "dvc", "add", "--force", data)
+    run(repository, "dvc", "repro")
+    run(repository, "git", "add", "--all")
+    run(
+        repository,
+        "git",
+        "-c",
+        "user.name=t",
+        "-c",
+        "user.email=t@example.org",
+        "commit",
+        "--quiet",
+        "--message",
+        "Run the pipeline",
+    )
+    return repository
+
+
+def test_everything_is_up_to_date_after_repro(repository: Path) -> None:
+    assert "up to date" in run(repository, "dvc", "status").stdout
+    again = run(repository, "dvc", "repro")
+    assert "Running stage" not in again.stdout
+
+
+def test_metrics_and_plots_are_there_for_dvc(repository: Path) -> None:
+    shown = json.loads(run(repository, "dvc", "metrics", "show", "--json").stdout)
+    files = next(iter(shown.values()))["data"]
+    recall = files["artifacts/evaluate/metrics.json"]["data"]["test"]["rendered"]["new"]
+    assert 0 <= recall["recall_at_1"] <= 1
+    assert files["artifacts/convert/parity.json"]["data"]["int8_mean_cosine"] > 0.8
+    run(repository, "dvc", "plots", "show", "--out", "plots")
+    page = (repository / "plots" / "index.html").read_text()
+    for plot in ("train_history", "distill_history", "evaluate_det"):
+        assert f"artifacts_{plot}_csv" in page
+
+
+def test_metrics_diff_shows_what_changed(repository: Path) -> None:
+    path = repository / "artifacts" / "evaluate" / "metrics.json"
+    committed = path.read_text()
+    metrics = json.loads(committed)
+    metrics["test"]["rendered"]["new"]["recall_at_1"] = 0.25
+    path.write_text(json.dumps(metrics))
+    try:
+        diff = json.loads(run(repository, "dvc", "metrics", "diff", "--json", "HEAD").stdout)
+    finally:
+        path.write_text(committed)
+    changed = diff["artifacts/evaluate/metrics.json"]
+    assert list(changed) == ["test.rendered.new.recall_at_1"]
+    assert changed["test.rendered.new.recall_at_1"]["new"] == 0.25
+
+
+def test_the_same_seed_gives_the_same_metrics(repository: Path, tmp_path: Path) -> None:
+    again = tmp_path / "artifacts"
+    (again / "prepare").parent.mkdir()
+    (again / "prepare").symlink_to(repository / "artifacts" / "prepare")
+    for stage in ("train", "distill", "convert", "enroll", "evaluate"):
+        run(repository, "pilltrack", stage, "--artifacts", str(again))
+    for name in ("evaluate/metrics.json", "convert/model.tflite", "enroll/gallery.safetensors"):
+        first = (repository / "artifacts" / name).read_bytes()
+        assert first == (again / name).read_bytes(), name
+
+
+def test_push_wipe_pull_brings_everything_back(repository: Path) -> None:
+    run(repository, "dvc", "push")
+    digest = read_bundle(repository / BUNDLE).space
+    shutil.rmtree(repository / ".dvc" / "cache")
+    shutil.rmtree(repository / "artifacts" / "package")
+    (repository / "data" / "pills_dataset_resnet.zip").unlink()
+    run(repository, "dvc", "pull")
+    assert read_bundle(repository / BUNDLE).space == digest
+    assert (repository / "data" / "pills_dataset_resnet.zip").is_file()
+
+
+def test_identify_prints_one_json_object_per_image(repository: Path) -> None:
+    rows = load_images(repository / "artifacts" / "prepare")
+    images = [f"artifacts/prepare/{row.image}" for row in rows if row.role == "probe"][:3]
+    done = run(repository, "pilltrack", "identify", "--json", "--bundle", str(BUNDLE), *images)
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer["image"] for answer in answers] == images
+    for answer in answers:
+        (pill,) = answer["pills"]
+        assert pill["box"] == [0, 0, 224, 224]
+        assert pill["decision"] in ("known", "unknown", "ambiguous")
+        assert (pill["pill"] is not None) == (pill["decision"] == "known")
+        assert pill["candidates"][0]["score"] == pill["score"]
+
+
+def test_what_is_evaluated_is_what_ships(repository: Path) -> None:
+    metrics = json.loads((repository / "artifacts/evaluate/metrics.json").read_text())
+    rows = load_images(repository / "artifacts" / "prepare")
+    strangers = [r for r in rows if r.role == "stranger" and r.split == "test"]
+    with open_identifier(repository / BUNDLE) as identifier:
+        kinds = [
+            identifier.identify(read_image(repository / "artifacts" / "prepare" / row.image))[0]
+            for row in strangers
+        ]
+    accepted = sum(pill.decision.kind != "unknown" for pill in kinds) / len(kinds)
+    assert accepted == pytest.approx(metrics["test"]["rendered"]["decisions"]["fpir"], abs=1e-5)
+    assert decide([], identifier.calibration).kind == "unknown"
+
+
+def test_evaluate_folder_gives_the_numbers_of_the_library_call(
+    repository: Path, tmp_path: Path
+) -> None:
+    for row in load_images(repository / "artifacts" / "prepare"):
+        folder = {"reference": "gallery", "probe": "probes", "stranger": "strangers"}.get(row.role)
+        if row.split == "test" and folder:
+            target = tmp_path / folder / row.pill / Path(row.image).name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(repository / "artifacts" / "prepare" / row.image, target)
+    arguments = [f"--{name}={tmp_path / name}" for name in ("gallery", "probes", "strangers")]
+    command = ["pilltrack", "evaluate-folder", f"--bundle={BUNDLE}", *arguments]
+    printed = json.loads(run(repository, *command, "--references=2", "--json").stdout)
+    called = evaluate_folder(
+        repository / BUNDLE,
+        tmp_path / "gallery",
+        tmp_path / "probes",
+        tmp_path / "strangers",
+        references=2,
+    )
+    assert printed == called
+    assert called["gallery_references"] == 2 * called["gallery_pills"]
+    assert {"recall_at_1", "recall_at_5", "auroc", "fnir_at_fpir_5pct"} <= called.keys()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"), [("delete", "model.tflite"), ("tamper", "model.tflite")]
+)
+def test_a_damaged_bundle_is_refused_and_the_file_named(
+    repository: Path, tmp_path: Path, damage: str, message: str
+) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(repository / BUNDLE, bundle)
+    model = bundle / "model.tflite"
+    if damage == "delete":
+        model.unlink()
+    else:
+        model.chmod(0o644)
+        data = bytearray(model.read_bytes())
+        data[len(data) // 2] ^= 1
+        model.write_bytes(bytes(data))
+    image = str(repository / "docs" / "img" / "synth_contact_sheet.jpg")
+    done = run(repository, "pilltrack", "identify", image, f"--bundle={bundle}", check=False)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_gate_below_its_limit_fails_the_stage(repository: Path, tmp_path: Path) -> None:
+    params = yaml.safe_load((repository / "params.yaml").read_text())
+    params["evaluate"] |= {"min_recall_at_1_new": 1.0, "max_fnir": 0.0}
+    file = tmp_path / "strict.yaml"
+    file.write_text(yaml.safe_dump(params))
+    artifacts = tmp_path / "artifacts"
+    artifacts.mkdir()
+    for stage in ("prepare", "convert", "enroll"):
+        (artifacts / stage).symlink_to(repository / "artifacts" / stage)
+    done = run(
+        repository,
+        "pilltrack",
+        "evaluate",
+        f"--params={file}",
+        f"--artifacts={artifacts}",
+        check=False,
+    )
+    assert done.returncode == 3
+    assert "recall@1 of new pills" in done.stderr or "FNIR" in done.stderr
+    assert (artifacts / "evaluate" / "report.md").is_file()  # what to look at
+
+
+def test_bad_parameters_leave_existing_outputs_untouched(repository: Path) -> None:
+    before = (repository / "artifacts/train/teacher.safetensors").read_bytes()
+    good = (repository / "params.yaml").read_text()
+    params = yaml.safe_load(good)
+    params["train"]["epocs"] = 3
+    (repository / "params.yaml").write_text(yaml.safe_dump(params))
+    try:
+        done = run(repository, "pilltrack", "train", check=False)
+    finally:
+        (repository / "params.yaml").write_text(good)
+    assert done.returncode == 1
+    assert "Did you mean epochs?" in done.stderr
+    assert (repository / "artifacts/train/teacher.safetensors").read_bytes() == before
+
+
+def test_ctrl_c_ends_training_quietly_and_leaves_no_output(
+    repository: Path, tmp_path: Path
+) -> None:
+    artifacts = tmp_path / "artifacts"
+    artifacts.mkdir()
+    (artifacts / "prepare").symlink_to(repository / "artifacts" / "prepare")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pilltrack", "train", "--artifacts", str(artifacts)],
+        cwd=repository,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(repository / "src")},
+    )
+    deadline = time.monotonic() + 120
+    while not (artifacts / ".checkpoints" / "train.pt").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    assert not (artifacts / "train").exists() or not list((artifacts / "train").iterdir())
