@@ -23,6 +23,7 @@ Key = TypeVar("Key", bound=str)
 
 FAMILY_SHARE = 0.25  # of all pills that belong to a family of look-alikes
 SIZE_STEP = 1.17  # between the sizes of one family
+FRAME = (1.2, 1.5)  # side of the frame, in longer sides of the longest pill it is set up for
 LONGEST_MM = 20.0
 WIDEST_MM = 14.5  # of pills as wide as long
 
@@ -69,6 +70,7 @@ class InventedPill:
     speckles: float  # share of the surface, 0 for plain
     front: Face
     back: Face
+    frame_mm: float  # what the camera sees: set up once for a pill, or for a whole family
 
     @property
     def imprint(self) -> str:
@@ -103,6 +105,7 @@ def _family(
     first: InventedPill, size: int, rng: np.random.Generator, taken: set[str]
 ) -> list[InventedPill]:
     by_size = rng.random() < 0.4
+    founder_mm = first.body.length_mm
     same_drug = by_size or rng.random() < 0.6
     strengths: list[int] = np.sort(rng.choice(len(_STRENGTHS), size, replace=False)).tolist()
     if by_size:  # the smallest must leave room for its siblings
@@ -112,6 +115,8 @@ def _family(
         first = replace(first, body=_scaled(body, shrink))
     elif not first.front.lines:
         first = replace(first, front=replace(first.front, lines=(_code(rng, taken),)))
+    longest_mm = first.body.length_mm * (SIZE_STEP ** (size - 1) if by_size else 1)
+    first = replace(first, frame_mm=longest_mm * first.frame_mm / founder_mm)
     members = [replace(first, strength=_STRENGTHS[strengths[0]])]
     for step in range(1, size):
         number = int(first.pill.split("-")[1]) + step
@@ -173,6 +178,7 @@ def _invent(index: int, rng: np.random.Generator, taken: set[str]) -> InventedPi
         speckles=speckles,
         front=front,
         back=back,
+        frame_mm=body.length_mm * float(rng.uniform(*FRAME)),
     )
 
 

@@ -37,7 +37,6 @@ from pilltrack.pipeline.pillshape import (
 )
 from pilltrack.pipeline.surfaces import Field, draw_surface
 
-FRAME_MM = 23.0  # what the fixed camera sees; the longest pill fills 87 % of it
 SIZE_JITTER = 0.04  # the hand that holds the camera
 CAMERA = CaptureParams(
     background_share=1.0,
@@ -64,6 +63,7 @@ class RenderedFace:
     sharpness: float  # exponent: how small that image is
     see_through: float  # share of the surface that shows through
     thickness_mm: float
+    frame_mm: float  # what the camera sees
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,7 @@ def render_face(
         sharpness=sharpness,
         see_through=see_through,
         thickness_mm=body.thickness_mm,
+        frame_mm=pill.frame_mm,
     )
 
 
@@ -128,10 +129,10 @@ def photograph_pill(
 ) -> Photo:
     """One photo of a face in a setting, turned and placed anew: (size_px, size_px, 3) uint8 RGB.
 
-    The pill's size in the frame follows its size in millimetres, within SIZE_JITTER.
+    The camera stands still: within SIZE_JITTER, look-alikes of two sizes keep their ratio.
     """
     place = _placement(face, size_px, rng)
-    px_per_mm = size_px / FRAME_MM
+    px_per_mm = size_px / face.frame_mm
     height: Field = cv2.warpPerspective(face.height_mm, place, (size_px, size_px)) * px_per_mm
     colour = cv2.warpPerspective(face.colour, place, (size_px, size_px))
     opacity: Field = np.ascontiguousarray(colour[..., 3])
@@ -180,11 +181,11 @@ def _placement(face: RenderedFace, size_px: int, rng: np.random.Generator) -> ND
     corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float64)
     centred = (corners - np.array([width, height]) / 2) / PX_PER_MM  # mm
     reach = math.hypot(*centred[0])
-    scale = size_px / FRAME_MM * (1 + rng.uniform(-SIZE_JITTER, SIZE_JITTER))
+    scale = size_px / face.frame_mm * (1 + rng.uniform(-SIZE_JITTER, SIZE_JITTER))
     angle = rng.uniform(0, 2 * math.pi)
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     jitter = rng.uniform(-1, 1, (4, 2)) * CAMERA.perspective * 0.5 * reach
-    room = max(0.0, FRAME_MM / 2 - reach) * 0.6
+    room = max(0.0, face.frame_mm / 2 - reach) * 0.6
     middle = size_px / 2 + rng.uniform(-room, room, 2) * scale
     target = (centred @ turn.T + jitter) * scale + middle
     matrix: NDArray[np.float64] = cv2.getPerspectiveTransform(
