@@ -26,11 +26,15 @@ $(DATA): | install
 	pilltrack synth --pills 160 --photos 16 --seed 7 --out $@
 	dvc add --quiet --force $@
 
+# Two probes of test pills, which were never trained on, and a stranger, which is not enrolled.
+PICK := awk -F, '$$7=="test" && ($$8=="probe" || $$8=="stranger") && n[$$8]++ < 2 \
+	{print "artifacts/prepare/" $$1}' artifacts/prepare/images.csv
+
 demo: install $(DATA)
 	dvc repro
 	@echo
-	@echo "Identify a few photos (a train pill, a test pill, a stranger):"
-	@pilltrack demo-photos | xargs pilltrack identify --crop --bundle $(BUNDLE)
+	@echo "Two photos of enrolled pills that were never trained on, two of strangers:"
+	@$(PICK) | xargs pilltrack identify --crop --bundle $(BUNDLE)
 	@echo
 	@pilltrack summary
 
@@ -45,6 +49,8 @@ check: install
 
 bench: install
 	python benchmarks/synth_throughput.py
+	python benchmarks/identify_latency.py --bundle $(BUNDLE)
+	python benchmarks/device_install.py
 
 # Freeze what is installed; run it after changing a pin in pyproject.toml.
 lock: install

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pilltrack import __version__
-from pilltrack.core.errors import GateFailed, InputRejected, PillTrackError
+from pilltrack.core.errors import GateFailed, InputRejected, PillTrackError, StageFailed
 
 STAGES = {
     "prepare": "check the photos of the zip and split them by pill",
@@ -43,15 +43,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = arguments.run(arguments)
         return code
     except PillTrackError as error:
-        kind = "gate failed" if isinstance(error, GateFailed) else "error"
-        sys.stderr.write(f"pilltrack: {kind}: {error}\n")
-        return error.exit_code
+        return _complain(error)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "pilltrack":
+            raise
+        missing = StageFailed(
+            f"package {error.name}",
+            found="not installed",
+            expected="the training install (this may be the device install)",
+            remedy="Run `pip install 'pilltrack[train]'`.",
+        )
+        return _complain(missing)
     except KeyboardInterrupt:
         sys.stderr.write("pilltrack: interrupted; nothing half-written is left\n")
         return 130
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+
+
+def _complain(error: PillTrackError) -> int:
+    kind = "gate failed" if isinstance(error, GateFailed) else "error"
+    sys.stderr.write(f"pilltrack: {kind}: {error}\n")
+    return error.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,8 +8,9 @@ error, and one small layer costs no time.
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
+import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -92,13 +93,23 @@ def _signature(model: Path) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporters print progress of their own; keep it for the debug log."""
-    text = io.StringIO()
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(text),
-        contextlib.redirect_stderr(text),
-    ):
+    """The exporters and their C++ parts print a lot: keep it for the debug log, or for an error."""
+    with tempfile.TemporaryFile() as printed, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
-    log.debug("%s", text.getvalue())
+        sys.stdout.flush()
+        sys.stderr.flush()
+        saved = [(number, os.dup(number)) for number in (1, 2)]
+        for number, _ in saved:
+            os.dup2(printed.fileno(), number)
+        level = logging.WARNING  # unless all goes well
+        try:
+            yield
+            level = logging.DEBUG
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, copy in saved:
+                os.dup2(copy, number)
+                os.close(copy)
+            printed.seek(0)
+            log.log(level, "%s", printed.read().decode(errors="replace"))

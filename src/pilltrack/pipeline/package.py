@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import subprocess
 from dataclasses import asdict
@@ -29,6 +30,7 @@ def main(params: Params, artifacts: Path) -> None:
         for pill in sorted(enrolled)
     }
     calibration = (artifacts / "evaluate" / "calibration.json").read_text(encoding="utf-8")
+    audit = (artifacts / "prepare" / "audit.json").read_text(encoding="utf-8")
     write_bundle(
         artifacts / "package" / "bundle",
         name=params.package.name,
@@ -37,8 +39,8 @@ def main(params: Params, artifacts: Path) -> None:
         calibration=Calibration.model_validate_json(calibration),
         pills=metadata,
         git_commit=git_commit(),
-        data_digest=_digest((artifacts / "prepare" / "audit.json").read_bytes()),
-        params_digest=_digest(params.model_dump_json().encode()),
+        data_digest=json.loads(audit)["archive_sha256"],
+        params_digest=hashlib.sha256(params.model_dump_json().encode()).hexdigest(),
     )
     log.info("bundle written to %s", artifacts / "package" / "bundle")
 
@@ -52,7 +54,3 @@ def git_commit() -> str:
         check=False,
     )
     return found.stdout.strip() if found.returncode == 0 else "unversioned"
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
