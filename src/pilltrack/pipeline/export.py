@@ -34,11 +34,11 @@ def export_int8(
 
     `calibration` (N, S, S, 3) uint8: photos that set the activation ranges.
     """
-    import litert_torch
-    from ai_edge_quantizer import quantizer, recipe
-
     sample = torch.zeros(1, input_size_px, input_size_px, 3)
     with tempfile.TemporaryDirectory() as directory, _quiet():
+        import litert_torch
+        from ai_edge_quantizer import quantizer, recipe
+
         floating = Path(directory) / "float.tflite"
         litert_torch.convert(net.eval(), (sample,)).export(str(floating))
         quantiser = quantizer.Quantizer(str(floating), [*recipe.static_wi8_ai8(), _float_head()])
