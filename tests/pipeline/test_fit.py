@@ -13,6 +13,7 @@ import torch
 import yaml
 
 import pilltrack.pipeline.fit as fit_module
+import pilltrack.pipeline.losses as losses_module
 from pilltrack.core.errors import StageFailed
 from pilltrack.pipeline import distill, train
 from pilltrack.pipeline.models import EmbeddingNet, read_tensors
@@ -114,27 +115,68 @@ def test_a_run_killed_at_any_step_resumes_to_the_same_weights(
     assert histories[0] == histories[1]
 
 
-def test_a_checkpoint_of_other_settings_is_not_resumed(
-    trained: Path, tiny_params: Params, tiny_artifacts: Path, tmp_path: Path
+def _interrupted(
+    tiny_params: Params, artifacts: Path, monkeypatch: pytest.MonkeyPatch, at_step: int = 3
+) -> Path:
+    """Train until a step, die, and return the checkpoint left behind."""
+
+    def killing(step: int, *rest: object) -> float:
+        if step >= at_step:
+            raise _Killed
+        return 1e-3
+
+    section = tiny_params.train.model_copy(update={"checkpoint_every_s": 1e-9})
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_module, "learning_rate", killing)
+        with pytest.raises(_Killed):
+            train.main(tiny_params.model_copy(update={"train": section}), artifacts)
+    return artifacts / ".checkpoints" / "train.pt"
+
+
+def test_a_finished_run_leaves_no_checkpoint_to_be_mistaken_for_the_next(trained: Path) -> None:
+    assert not list((trained / ".checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("what", ["settings", "data", "code"])
+def test_a_checkpoint_of_another_run_is_not_resumed(
+    tiny_params: Params,
+    tiny_artifacts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
 ) -> None:
-    artifacts = _copy(tiny_artifacts, tmp_path / "other")
-    shutil.copytree(trained / ".checkpoints", artifacts / ".checkpoints")
-    shorter = tiny_params.model_copy(
-        update={"train": tiny_params.train.model_copy(update={"epochs": 1})}
-    )
-    train.main(shorter, artifacts)
-    rows = (artifacts / "train" / "history.csv").read_text().splitlines()
-    assert len(rows) == 2  # header and one epoch
-    assert not _same(_weights(trained), _weights(artifacts))
+    artifacts = tmp_path / "artifacts"
+    shutil.copytree(tiny_artifacts / "prepare", artifacts / "prepare")
+    section = tiny_params.train.model_copy(update={"checkpoint_every_s": 1e-9})
+    params = tiny_params.model_copy(update={"train": section})
+    _interrupted(params, artifacts, monkeypatch)
+    if what == "settings":
+        params = params.model_copy(update={"train": section.model_copy(update={"seed": 5})})
+    elif what == "data":
+        audit = artifacts / "prepare" / "audit.json"
+        audit.write_text(audit.read_text().replace('"archive_sha256": "', '"archive_sha256": "0'))
+    else:
+        edited = tmp_path / "losses.py"
+        edited.write_text("# another version")
+        monkeypatch.setattr(losses_module, "__file__", str(edited))
+    steps: list[int] = []
+    learning_rate = fit_module.learning_rate
+
+    def counting(step: int, *rest: object) -> float:
+        steps.append(step)
+        return learning_rate(step, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fit_module, "learning_rate", counting)
+    train.main(params, artifacts)
+    assert steps[0] == 0
 
 
 def test_a_damaged_checkpoint_is_named_with_the_remedy(
-    trained: Path, tiny_params: Params, tiny_artifacts: Path, tmp_path: Path
+    tiny_params: Params, tiny_artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     artifacts = _copy(tiny_artifacts, tmp_path / "damaged")
-    checkpoint = artifacts / ".checkpoints" / "train.pt"
-    checkpoint.parent.mkdir()
-    checkpoint.write_bytes((trained / ".checkpoints" / "train.pt").read_bytes()[:2000])
+    checkpoint = _interrupted(tiny_params, artifacts, monkeypatch)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:2000])
     with pytest.raises(StageFailed, match="Delete it to start anew"):
         train.main(tiny_params, artifacts)
 

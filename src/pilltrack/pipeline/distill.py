@@ -74,16 +74,17 @@ def distill(params: Params, artifacts: Path, process: Process) -> None:
             alpha=settings.alpha,
         )
 
-    inputs = [prepared / "images.csv", teacher_file]
+    inputs = [prepared / "audit.json", prepared / "images.csv", teacher_file]
     if settings.weights not in ("imagenet", "none"):
         inputs.append(Path(settings.weights))
+    checkpoint = artifacts / ".checkpoints" / "distill.pt"
     history = fit(
         net,
         loss_of_batch,
         Captures(prepared, rows, [teacher_px, settings.input_size_px], params.capture),
         settings,
         process,
-        checkpoint=artifacts / ".checkpoints" / "distill.pt",
+        checkpoint=checkpoint,
         identity=identity_of([settings, params.capture], inputs),
         title="distill",
     )
@@ -91,3 +92,4 @@ def distill(params: Params, artifacts: Path, process: Process) -> None:
         out = artifacts / "distill"
         save_network(net, out / "student.safetensors", input_size_px=settings.input_size_px)
         write_history(history, out / "history.csv")
+        checkpoint.unlink(missing_ok=True)

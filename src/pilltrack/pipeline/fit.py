@@ -19,6 +19,7 @@ import json
 import logging
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -102,7 +103,8 @@ def fit(
     """Train `net` in place and return the history, one row per epoch (keys: COLUMNS).
 
     `identity` names everything the result depends on; a checkpoint with another identity is
-    ignored. Raises StageFailed when the loss is not finite.
+    ignored. Delete the checkpoint once the result is written: a finished one would be taken for
+    this run's. Raises StageFailed when the loss is not finite.
     """
     torch.use_deterministic_algorithms(True, warn_only=process.device.type == "cuda")
     place(net, process.device)
@@ -176,8 +178,15 @@ def learning_rate(step: int, steps: int, settings: TrainParams | DistillParams) 
 
 
 def identity_of(settings: Iterable[Any], inputs: Iterable[Path]) -> str:
-    """Digest of all that a training run depends on: parameter sections, input files, torch."""
+    """Digest of all that a training run depends on: parameter sections, input files, code, torch.
+
+    The code is the source of every module of `pilltrack.core` and `pilltrack.pipeline` that is
+    loaded; editing any other file keeps a checkpoint usable.
+    """
     digest = hashlib.sha256(torch.__version__.encode())
+    for name in sorted(sys.modules):
+        if name.startswith(("pilltrack.core.", "pilltrack.pipeline.")):
+            digest.update(Path(str(sys.modules[name].__file__)).read_bytes())
     for section in settings:
         digest.update(json.dumps(section.model_dump(mode="json"), sort_keys=True).encode())
     for path in inputs:

@@ -53,16 +53,17 @@ def train(params: Params, artifacts: Path, process: Process) -> None:
         embeddings = gather(unit(net(images)), process)
         return loss(embeddings, gather(pills, process), gather(appearances, process))
 
-    inputs = [prepared / "images.csv"]
+    inputs = [prepared / "audit.json", prepared / "images.csv"]
     if settings.weights not in ("imagenet", "none"):
         inputs.append(Path(settings.weights))
+    checkpoint = artifacts / ".checkpoints" / "train.pt"
     history = fit(
         net,
         loss_of_batch,
         Captures(prepared, rows, [settings.input_size_px], params.capture),
         settings,
         process,
-        checkpoint=artifacts / ".checkpoints" / "train.pt",
+        checkpoint=checkpoint,
         identity=identity_of([settings, params.capture], inputs),
         title="train",
     )
@@ -70,3 +71,4 @@ def train(params: Params, artifacts: Path, process: Process) -> None:
         out = artifacts / "train"
         save_network(net, out / "teacher.safetensors", input_size_px=settings.input_size_px)
         write_history(history, out / "history.csv")
+        checkpoint.unlink(missing_ok=True)
