@@ -8,7 +8,6 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-export HF_HUB_OFFLINE ?= 1
 DATA := data/pills_dataset_resnet.zip
 BUNDLE := artifacts/package/bundle
 
@@ -26,16 +25,8 @@ $(DATA): | install
 	pilltrack synth --pills 160 --photos 16 --seed 7 --out $@
 	dvc add --quiet --force $@
 
-# Two probes of test pills, which were never trained on, and a stranger, which is not enrolled.
-PICK := awk -F, '$$7=="test" && ($$8=="probe" || $$8=="stranger") && n[$$8]++ < 2 \
-	{print "artifacts/prepare/" $$1}' artifacts/prepare/images.csv
-
 demo: install $(DATA)
 	dvc repro
-	@echo
-	@echo "Two photos of enrolled pills that were never trained on, two of strangers:"
-	@$(PICK) | xargs pilltrack identify --crop --bundle $(BUNDLE)
-	@echo
 	@pilltrack summary
 
 test: install

@@ -134,10 +134,10 @@ def test_evaluate_folder_refuses_a_stranger_that_is_enrolled(
 def test_evaluate_folder_prints_recall_and_counts(
     bundle: Path, red: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for folder in ("gallery", "probes"):
+    for folder, brighter in (("gallery", 0), ("probes", 5)):
         pill = tmp_path / folder / "red-pill"
         pill.mkdir(parents=True)
-        (pill / "1.png").write_bytes(red.read_bytes())
+        Image.fromarray(np.asarray(Image.open(red)) + np.uint8(brighter)).save(pill / "1.png")
     arguments = [f"--{name}={tmp_path / name}" for name in ("gallery", "probes")]
     assert main(["evaluate-folder", f"--bundle={bundle}", "--json", *arguments]) == 0
     report = json.loads(capsys.readouterr().out)

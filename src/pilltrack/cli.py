@@ -44,6 +44,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except PillTrackError as error:
         return _complain(error)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except OSError as error:  # a full disk, a missing permission: where the system says
+        found = error.strerror or str(error)
+        where = str(error.filename or "file system")
+        remedy = "Check the path, its permissions and the free space."
+        expected = "files and folders that can be read and written"
+        return _complain(StageFailed(where, found=found, expected=expected, remedy=remedy))
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "pilltrack":
             raise
@@ -57,9 +66,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("pilltrack: interrupted; nothing half-written is left\n")
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
 
 
 def _complain(error: PillTrackError) -> int:
@@ -144,7 +150,7 @@ def _add_identify(commands: Any) -> None:
 
 
 def _identify(arguments: argparse.Namespace) -> int:
-    from pilltrack.core.identify import open_identifier, to_json
+    from pilltrack.core.identify import open_identifier, sentence, to_json
     from pilltrack.core.image import read_image
 
     code = 0
@@ -159,13 +165,8 @@ def _identify(arguments: argparse.Namespace) -> int:
             if arguments.json:
                 print(json.dumps(to_json(str(image), pills), ensure_ascii=False))
             for pill in [] if arguments.json else pills:
-                print(f"{image}: {_sentence(pill.decision)}")
+                print(f"{image}: {sentence(pill.decision)}")
     return code
-
-
-def _sentence(decision: Any) -> str:
-    nearest = ", ".join(f"{c.pill} {c.score:.2f}" for c in decision.candidates[:3])
-    return f"{decision.pill or decision.kind} ({decision.kind}; nearest: {nearest})"
 
 
 def _add_evaluate_folder(commands: Any) -> None:
@@ -174,7 +175,9 @@ def _add_evaluate_folder(commands: Any) -> None:
         "evaluate-folder",
         "measure a bundle on photos of your own, without training",
         "pilltrack evaluate-folder --bundle artifacts/package/bundle \\\n"
-        "    --gallery mine/gallery --probes mine/probes --strangers mine/strangers",
+        "    --gallery mine/gallery --probes mine/probes --strangers mine/strangers\n"
+        "pilltrack evaluate-folder --bundle artifacts/package/bundle \\\n"
+        "    --gallery mine/gallery --probes mine/probes --references 3 --json",
     )
     for name, required in (("bundle", True), ("gallery", True), ("probes", True)):
         command.add_argument(f"--{name}", type=Path, required=required, metavar="DIR")
@@ -182,7 +185,7 @@ def _add_evaluate_folder(commands: Any) -> None:
     command.add_argument(
         "--references", type=_positive, metavar="K", help="enrol K photos of each pill (all)"
     )
-    command.add_argument("--json", action="store_true")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(run=_evaluate_folder)
 
 
@@ -213,15 +216,18 @@ def _add_synth(commands: Any) -> None:
     )
     command.add_argument("--pills", type=_positive, required=True, metavar="N")
     command.add_argument("--photos", type=_positive, required=True, metavar="M", help="per pill")
-    command.add_argument("--seed", type=int, required=True, metavar="S")
+    command.add_argument("--seed", type=_not_negative, required=True, metavar="S")
     command.add_argument("--out", type=Path, required=True, metavar="FILE.zip")
+    command.add_argument(
+        "--sheet", type=Path, metavar="FILE.jpg", help="also write a contact sheet"
+    )
     command.set_defaults(run=_synth)
 
 
 def _synth(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from pilltrack.pipeline.synth import synth
+    from pilltrack.pipeline.synth import contact_sheet, synth
 
     with tqdm(total=arguments.pills, desc="synth", unit="pill", disable=None) as bar:
         synth(
@@ -232,6 +238,9 @@ def _synth(arguments: argparse.Namespace) -> int:
             progress=lambda done: bar.update(done - bar.n),
         )
     print(arguments.out)
+    if arguments.sheet:
+        contact_sheet(arguments.out, arguments.sheet)
+        print(arguments.sheet)
     return 0
 
 
@@ -240,28 +249,73 @@ def _add_crop_boxes(commands: Any) -> None:
         commands,
         "crop-boxes",
         "cut the boxes of a YOLO data set into folders for evaluate-folder",
+        "pilltrack crop-boxes phone_pills.zip --out crops\n"
         "pilltrack crop-boxes phone_pills --out phone_crops --references 5 --strangers 5 --seed 1",
+    )
+    command.description = (
+        "Cut every box of a YOLO data set into a square PNG.\n\n"
+        "Without --references they become OUT/<class>/<photo>_<n>.png. With it, OUT/gallery/,\n"
+        "OUT/probes/ and OUT/strangers/ hold such folders, ready for evaluate-folder: no probe is\n"
+        "from the photo of a reference of its pill."
     )
     command.add_argument("source", type=Path, metavar="DIR_OR_ZIP")
     command.add_argument("--out", type=Path, required=True, metavar="DIR")
-    command.add_argument("--references", type=_positive, required=True, metavar="K")
-    command.add_argument("--strangers", type=int, required=True, metavar="N", help="pills")
-    command.add_argument("--seed", type=int, required=True, metavar="S")
-    command.set_defaults(run=_crop_boxes)
+    command.add_argument(
+        "--references", type=_positive, metavar="K", help="photos of each pill for gallery/"
+    )
+    command.add_argument(
+        "--strangers", type=_not_negative, metavar="N", help="pills for strangers/ (0)"
+    )
+    command.add_argument("--seed", type=_not_negative, metavar="S", help="of the draw (0)")
+    command.add_argument("--json", action="store_true", help="print the report as one JSON object")
+    command.set_defaults(run=_crop_boxes, wrong=command.error)
 
 
 def _crop_boxes(arguments: argparse.Namespace) -> int:
-    from pilltrack.pipeline.yolo import split_folders
+    from dataclasses import asdict
 
-    report = split_folders(
-        arguments.source,
-        arguments.out,
-        references=arguments.references,
-        strangers=arguments.strangers,
-        seed=arguments.seed,
-    )
-    print(report)
+    from pilltrack.pipeline.yolo import crop_boxes, split_folders
+
+    if arguments.references is not None:
+        report = asdict(
+            split_folders(
+                arguments.source,
+                arguments.out,
+                references=arguments.references,
+                strangers=arguments.strangers or 0,
+                seed=arguments.seed or 0,
+            )
+        )
+    elif arguments.strangers is None and arguments.seed is None:
+        report = asdict(crop_boxes(arguments.source, arguments.out))
+    else:
+        arguments.wrong("--strangers and --seed need --references")
+    if arguments.json:
+        print(json.dumps(report, ensure_ascii=False))
+        return 0
+    for line in _crop_lines(report):
+        print(line)
     return 0
+
+
+def _crop_lines(report: dict[str, Any]) -> list[str]:
+    """Say what a CropReport or FolderReport, as a dictionary, holds; nothing about zeros."""
+    lines = []
+    for part in ("crops", "gallery", "probes", "strangers"):
+        if part in report:
+            counts = [count for count in report[part].values() if count]
+            lines.append(f"{part:11} {sum(counts)} crops of {len(counts)} pills")
+    if report["n_copies_left_out"]:
+        lines.append(f"left out    {report['n_copies_left_out']} Roboflow copies of photos used")
+    if report.get("n_left_out"):
+        lines.append(f"left out    {report['n_left_out']} crops from the photo of a reference")
+    if report.get("short"):
+        lines.append(f"too few     references of {', '.join(report['short'])}")
+    lines += [f"note        {note}" for note in report["notes"]]
+    if report["ignored"]:
+        names = ", ".join([*report["ignored"][:3], "..."][: len(report["ignored"])])
+        lines.append(f"ignored     {len(report['ignored'])} other files: {names}")
+    return lines
 
 
 def _add_summary(commands: Any) -> None:
@@ -283,7 +337,15 @@ def _summary(arguments: argparse.Namespace) -> int:
 
 
 def _positive(text: str) -> int:
+    return _at_least(1, text)
+
+
+def _not_negative(text: str) -> int:
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text} is not at least {least}")
     return value

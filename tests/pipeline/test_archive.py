@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pilltrack.core.errors import ArchiveRejected
-from pilltrack.pipeline.archive import MAX_RATIO, Extraction, extract, unwrapped
+from pilltrack.pipeline.archive import MAX_RATIO, Extraction, extract, files_outside, unwrapped
 from tests.pipeline.pill_zips import zip_bytes, zipped
 
 LIMIT = 10_000_000
@@ -248,7 +248,11 @@ def test_damaged_zip_is_refused_or_unpacked_inside_its_folder(
         (["set/pill/1.png", "set/images.csv"], "set"),
         (["pill/1.png"], "."),
         (["a/1.png", "b/1.png"], "."),
-        (["set/pill/1.png", "README.txt"], "."),
+        (["set/pill/1.png", "README.txt", "LICENSE", ".hidden"], "set"),
+        (["set/pill/1.png", "1.png"], "."),
+        (["set/pill/1.png", "data.yaml"], "."),
+        (["set/pill/1.png", "images.csv"], "."),
+        (["pill/1.png", "README.txt"], "."),
         (["train/pill/1.png"], "."),
     ],
 )
@@ -256,4 +260,13 @@ def test_only_a_single_folder_of_folders_is_a_wrapper(
     tmp_path: Path, files: list[str], root: str
 ) -> None:
     extraction = unzip(zipped(tmp_path / "x.zip", dict.fromkeys(files, b"")))
-    assert unwrapped(extraction.directory, keep={"train"}) == extraction.directory / root
+    assert (
+        unwrapped(extraction.directory, keep={"train", "data.yaml"}) == extraction.directory / root
+    )
+
+
+def test_files_beside_the_wrapping_folder_are_named(tmp_path: Path) -> None:
+    files = ["set/pill/1.png", "README.txt", ".hidden"]
+    directory = unzip(zipped(tmp_path / "x.zip", dict.fromkeys(files, b""))).directory
+    assert files_outside(directory, directory / "set") == (".hidden", "README.txt")
+    assert files_outside(directory, directory) == ()

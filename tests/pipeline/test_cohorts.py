@@ -53,7 +53,7 @@ def test_an_absent_cohort_is_named_with_the_remedy(
 ) -> None:
     with pytest.raises(DatasetRejected, match=absent) as caught:
         require_captures(rows, _settings(captures, per_photo))
-    assert "evaluate.captures: augmented" in caught.value.remedy
+    assert "The photos of this data set are real" in caught.value.remedy
 
 
 def test_the_test_split_brings_seen_pills_but_no_validation_pills() -> None:

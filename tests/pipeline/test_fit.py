@@ -115,6 +115,22 @@ def test_a_run_killed_at_any_step_resumes_to_the_same_weights(
     assert histories[0] == histories[1]
 
 
+def test_a_killed_run_with_dropout_resumes_to_the_same_weights(
+    tiny_params: Params, tiny_artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = tiny_params.train.model_copy(
+        update={"backbone_options": {"drop_rate": 0.3, "drop_path_rate": 0.3}, "epochs": 2}
+    )
+    params = tiny_params.model_copy(update={"train": section})
+    monkeypatch.setattr(fit_module, "learning_rate", lambda *_: 1e-3)  # as in _interrupted
+    whole = _copy(tiny_artifacts, tmp_path / "whole")
+    train.main(params, whole)
+    killed = _copy(tiny_artifacts, tmp_path / "killed")
+    _interrupted(params, killed, monkeypatch, at_step=2)
+    train.main(params, killed)
+    assert _same(_weights(whole), _weights(killed))
+
+
 def _interrupted(
     tiny_params: Params, artifacts: Path, monkeypatch: pytest.MonkeyPatch, at_step: int = 3
 ) -> Path:

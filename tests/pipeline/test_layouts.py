@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pilltrack.core.errors import DatasetRejected, ImageRejected
 from pilltrack.core.image import read_image
 from pilltrack.pipeline.layouts import Layout, read_layout, side_of
+from pilltrack.pipeline.prepare import prepare
 from pilltrack.pipeline.table import (
     ImageRow,
     PillRow,
@@ -20,7 +21,16 @@ from pilltrack.pipeline.table import (
     write_pills,
 )
 from pilltrack.pipeline.yolo import base_and_copy, crop_boxes, split_folders, square_crop
-from tests.pipeline.pill_zips import photo, picture, png, snapshot, tree, zipped
+from tests.pipeline.pill_zips import (
+    folders,
+    params,
+    photo,
+    picture,
+    png,
+    snapshot,
+    tree,
+    zipped,
+)
 
 PHOTO = photo("any")
 Files = Mapping[str, bytes | str]
@@ -139,6 +149,41 @@ def test_side_is_read_from_the_name(name: str, side: str) -> None:
     assert side_of(name) == side
 
 
+def test_files_of_one_name_in_several_splits_are_sessions_of_their_own(tmp_path: Path) -> None:
+    names = [
+        "train/a/1.png",
+        "val/a/1.png",
+        "val/a/2.png",
+        "train/a/x.rf.1.png",
+        "val/a/x.rf.2.png",
+    ]
+    layout = read(tmp_path, dict.fromkeys(names, PHOTO))
+    assert {p.source: p.session for p in layout.photos} == {
+        "train/a/1.png": "a/train/a/1",
+        "val/a/1.png": "a/val/a/1",
+        "val/a/2.png": "a/2",
+        "train/a/x.rf.1.png": "a/x",
+        "val/a/x.rf.2.png": "a/x",
+    }
+
+
+def test_documents_beside_the_wrapping_folder_are_ignored_by_name(tmp_path: Path) -> None:
+    layout = read(tmp_path, {"data/p0/0.png": PHOTO, "data/p0/n.txt": "", "README.txt": ""})
+    assert [p.source for p in layout.photos] == ["p0/0.png"]
+    assert layout.ignored == ("README.txt", "p0/n.txt")
+
+
+def test_file_name_that_ends_in_a_space_keeps_its_session_through_the_tables(
+    tmp_path: Path,
+) -> None:
+    files = folders(12) | {
+        f"p{n}/0{end}.png": photo(f"{n}{end}") for n in "ab" for end in ("", " ")
+    }
+    prepare(zipped(tmp_path / "x.zip", files), params(), tmp_path / "out")
+    sessions = {row.session for row in load_images(tmp_path / "out") if row.pill == "pa"}
+    assert sessions == {"pa/0", "pa/0 "}
+
+
 # --- images.csv and pills.csv ------------------------------------------------------------------
 
 
@@ -245,7 +290,13 @@ def test_images_csv_naming_a_pill_that_pills_csv_lacks_is_refused(tmp_path: Path
 
 # --- the tables between stages -----------------------------------------------------------------
 
-NAMES = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1)
+VISIBLE = st.characters(codec="utf-8", exclude_categories=["C", "Z"])
+NAMES = st.builds(  # with spaces at the ends, which file names may have
+    "{}{}{}".format,
+    st.sampled_from(["", " "]),
+    st.text(VISIBLE, min_size=1),
+    st.just(" ") | VISIBLE,
+)
 
 
 @given(
@@ -353,7 +404,7 @@ def test_yolo_boxes_become_crops(tmp_path: Path, folders: str) -> None:
         ("midol", "p", "train", ""),
         ("midol", "q", "validation", ""),
     ]
-    copy = base_and_copy("p.rf.aa.png")[1]
+    copy = base_and_copy("p.rf.aa.png", "train")[1]
     crop = read_image(tmp_path / "crops" / "midol" / f"p_{copy}_0.png")
     np.testing.assert_array_equal(crop, picture("p.rf.aa", 40)[8:32, 8:32])
     assert len(list((tmp_path / "crops").rglob("*.png"))) == len(layout.photos) == 6
@@ -415,6 +466,53 @@ def test_labels_beside_the_photos_are_refused(tmp_path: Path) -> None:
 def test_photo_without_boxes_is_noted(tmp_path: Path) -> None:
     layout = read(tmp_path, yolo() | {"images/train/bare.png": PHOTO})
     assert "1 photos have no box" in layout.notes[0]
+
+
+def test_files_of_a_yolo_set_that_are_not_read_are_ignored_by_name(tmp_path: Path) -> None:
+    files: dict[str, bytes | str] = {
+        "README.txt": "",
+        "labels/train.cache": "",
+        "images/train/.hidden": "",
+        "x.png": PHOTO,
+        "pills.csv": "pill\nadvil\n",
+    }
+    layout = read(tmp_path, yolo() | files)
+    assert layout.ignored == ("README.txt", "images/train/.hidden", "labels/train.cache", "x.png")
+    assert list(layout.pills) == ["advil"]
+
+
+@pytest.mark.parametrize(
+    "stray", ["images/holdout/z.png", "images/z.jpg", "images/train/deep/z.png", "Val/images/z.PNG"]
+)
+def test_photo_in_a_folder_that_is_no_split_is_refused(tmp_path: Path, stray: str) -> None:
+    error = refusal(tmp_path, yolo() | {stray: PHOTO})
+    assert error.subject == stray
+    assert error.found.startswith("1 photos")
+
+
+def test_split_in_both_arrangements_is_refused(tmp_path: Path) -> None:
+    error = refusal(tmp_path, yolo() | {"train/images/q.png": PHOTO})
+    assert error.subject == "train/images"
+
+
+def test_photos_of_one_name_in_two_splits_are_two_sessions(tmp_path: Path) -> None:
+    files: dict[str, bytes | str] = {"data.yaml": NAMES_YAML}
+    for split, name in (("train", "1"), ("val", "1"), ("val", "2")):
+        files[f"images/{split}/{name}.png"] = png(picture(f"{split}{name}", 40))
+        files[f"labels/{split}/{name}.txt"] = "0 .5 .5 .5 .5\n"
+    layout = read(tmp_path, files)
+    assert [p.session for p in layout.photos] == ["train/1", "val/1", "2"]
+    assert len({p.path for p in layout.photos}) == 3
+
+
+def test_one_roboflow_copy_in_three_splits_gives_three_crops(tmp_path: Path) -> None:
+    files: dict[str, bytes | str] = {"data.yaml": NAMES_YAML}
+    for split in ("train", "val", "valid"):
+        files[f"images/{split}/p.rf.a.png"] = png(picture(split, 40))
+        files[f"labels/{split}/p.rf.a.txt"] = "0 .5 .5 .5 .5\n"
+    layout = read(tmp_path, files)
+    assert {p.session for p in layout.photos} == {"p"}
+    assert len({p.path.read_bytes() for p in layout.photos}) == 3
 
 
 def test_set_without_any_box_is_refused(tmp_path: Path) -> None:

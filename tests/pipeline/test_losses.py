@@ -50,3 +50,16 @@ def test_alpha_zero_leaves_the_similarity_loss() -> None:
     expected = (2 * p - 1) * math.log(p / (1 - p))
     loss = distillation_loss(student, teacher, temperature=1.0, alpha=0.0)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("closeness", [0.3, 0.02])
+def test_losses_are_computed_in_full_precision_under_autocast(closeness: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    teacher = unit(torch.randn(32, 64, generator=generator))
+    student = unit(teacher + closeness * torch.randn(32, 64, generator=generator))
+    labels = torch.arange(32) // 2
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        distilled = distillation_loss(student, teacher, temperature=0.1, alpha=0.0)
+        metric = metric_loss("supcon")(student, labels, labels)
+    assert distilled == distillation_loss(student, teacher, temperature=0.1, alpha=0.0)
+    assert metric == metric_loss("supcon")(student, labels, labels)

@@ -90,6 +90,11 @@ def test_a_file_of_another_project_is_not_a_network(tmp_path: Path) -> None:
         load_network(tmp_path / "x.safetensors")
 
 
+def test_a_backbone_for_one_image_size_only_is_refused() -> None:
+    with pytest.raises(StageFailed, match="a convolutional network"):
+        EmbeddingNet("vit_tiny_patch16_224", 16, options={}, pixels="imagenet")
+
+
 def test_an_unknown_backbone_is_refused_with_the_remedy() -> None:
     with pytest.raises(StageFailed, match="list_models"):
         EmbeddingNet("resnet5000", 16, options={}, pixels="imagenet")

@@ -58,6 +58,10 @@ def test_a_missing_key_is_refused_since_there_are_no_hidden_defaults(
         ("evaluate", "fpir", 0.0),
         ("prepare", "test_share", "many"),
         ("package", "name", "../escape"),
+        ("train", "seed", -1),
+        ("capture", "scale", [0.95, 0.7]),
+        ("capture", "scale", [-3, 0.7]),
+        ("capture", "jpeg_quality", [95, 40]),
     ],
 )
 def test_a_value_out_of_range_is_refused(
@@ -71,6 +75,13 @@ def test_a_value_out_of_range_is_refused(
 def test_a_file_that_is_not_yaml_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text("train: [", encoding="utf-8")
+    with pytest.raises(ParamsRejected, match="is not YAML"):
+        load_params(path)
+
+
+def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(b"train: \xff\xfe")
     with pytest.raises(ParamsRejected, match="is not YAML"):
         load_params(path)
 

@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 
 from pilltrack.core.errors import ArchiveRejected, DatasetRejected, PillTrackError
 from pilltrack.pipeline.audit import check_leaks
+from pilltrack.pipeline.params import load_params
 from pilltrack.pipeline.prepare import prepare
 from pilltrack.pipeline.splits import Member, assign
+from pilltrack.pipeline.synth import synth
 from pilltrack.pipeline.table import (
     SIDES,
     SPLITS,
@@ -33,6 +35,7 @@ from pilltrack.pipeline.table import (
     load_images,
     load_pills,
 )
+from tests.imports import ROOT
 from tests.pipeline.pill_zips import (
     brighter,
     folders,
@@ -45,7 +48,7 @@ from tests.pipeline.pill_zips import (
     zipped,
 )
 
-REAL_DATA = Path(os.environ.get("PILLTRACK_REAL_DATA", Path(__file__).parents[3] / "shared/data"))
+REAL_DATA = Path(os.environ.get("PILLTRACK_REAL_DATA", "no-real-data"))
 
 
 def refusal(archive: Path, **changes: object) -> PillTrackError:
@@ -658,3 +661,17 @@ def test_phone_photos_with_boxes_are_prepared(tmp_path: Path) -> None:
     assert audit.unreadable == ()
     sessions = {row.session for row in load_images(tmp_path / "out")}
     assert len(sessions) <= 82 + 13 + 8
+
+
+def test_a_data_set_that_evaluate_could_not_measure_leaves_the_old_output(tmp_path: Path) -> None:
+    whole = load_params(ROOT / "params.yaml")
+    archive = tmp_path / "pills.zip"
+    synth(archive, pills=20, photos=4, seed=1, workers=1)
+    real = whole.evaluate.model_copy(update={"captures": "real"})
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "images.csv").write_text("from an earlier run")
+    before = snapshot(tmp_path)
+    with pytest.raises(DatasetRejected, match="`evaluate.captures` to rendered"):
+        prepare(archive, whole.prepare, out, evaluation=real)
+    assert snapshot(tmp_path) == before

@@ -28,6 +28,8 @@ def replaced_directory(path: Path) -> Iterator[Path]:
     path = path.absolute()
     part, old = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.old")
     path.parent.mkdir(parents=True, exist_ok=True)
+    if old.exists() and not path.exists():  # a crash between the two renames below
+        old.rename(path)
     for leftover in (part, old):
         shutil.rmtree(leftover, ignore_errors=True)
     part.mkdir()

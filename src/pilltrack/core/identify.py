@@ -21,7 +21,7 @@ from pilltrack.core.bundle import GALLERY_FILE, Manifest, read_bundle
 from pilltrack.core.decide import Calibration, Decision, decide
 from pilltrack.core.embedder import Embedder, open_embedder
 from pilltrack.core.errors import BundleRejected, SpaceMismatch
-from pilltrack.core.gallery import Gallery
+from pilltrack.core.gallery import Candidate, Gallery  # noqa: F401 - Candidate: doctest
 
 
 @dataclass(frozen=True)
@@ -149,3 +149,13 @@ def to_json(image: str, pills: Sequence[IdentifiedPill]) -> dict[str, Any]:
             for pill in pills
         ],
     }
+
+
+def sentence(decision: Decision) -> str:
+    """A decision in words, with up to three nearest pills and their scores.
+
+    >>> sentence(Decision("known", "a", 0.9, (Candidate("a", 0.9), Candidate("b", 0.25))))
+    'a (known; nearest: a 0.90, b 0.25)'
+    """
+    nearest = ", ".join(f"{c.pill} {c.score:.2f}" for c in decision.candidates[:3])
+    return f"{decision.pill or 'unnamed'} ({decision.kind}; nearest: {nearest})"

@@ -26,6 +26,7 @@ MAX_RATIO = 200  # photos are compressed already; text tables reach about 20
 RATIO_FROM_BYTES = 1024 * 1024  # smaller members may compress as well as they like
 MAX_PART_BYTES = 200  # of one folder or file name; most file systems stop at 255
 MAX_NAME_BYTES = 1000
+DOCUMENTS = frozenset({".txt", ".md", ".rst", ".pdf", ".html", ".json", ".xml", ".yaml", ".yml"})
 METHODS = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
 _CHUNK = 1024 * 1024
 # zipfile on damaged members; RuntimeError covers NotImplementedError, ValueError a wrong name
@@ -93,15 +94,55 @@ def extract(
 def unwrapped(directory: Path, *, keep: Container[str] = ()) -> Path:
     """Return the one folder that wraps all of `directory`, or `directory` itself.
 
-    A folder counts as a wrapper when nothing lies beside it and it holds folders or tables
-    (.csv, .yaml) itself; a folder named in `keep` never does.
+    A folder counts as a wrapper when it holds folders or tables (.csv, .yaml) and nothing lies
+    beside it but documents, hidden files and junk of the desktop. What is named in `keep` belongs
+    to a data set: such a folder is no wrapper, and neither is one beside such a file.
     """
-    entries = [path for path in directory.iterdir() if not path.name.startswith(".")]
+    entries = [
+        path for path in directory.iterdir() if path.name in keep or not _may_lie_beside(path)
+    ]
     if len(entries) != 1 or not entries[0].is_dir() or entries[0].name in keep:
         return directory
     inner = entries[0].iterdir()
     wraps = any(path.is_dir() or path.suffix in (".csv", ".yaml") for path in inner)
     return entries[0] if wraps else directory
+
+
+def files_outside(directory: Path, root: Path) -> tuple[str, ...]:
+    """Name the files below `directory` that `unwrapped` left outside `root`, sorted."""
+    outside = sorted(
+        path.relative_to(directory).as_posix()
+        for path in directory.rglob("*")
+        if path.is_file() and not path.is_relative_to(root)
+    )
+    return tuple(outside)
+
+
+def is_document(name: str) -> bool:
+    """Say whether a file tells about a data set and is no part of it, by its name.
+
+    >>> is_document("README.txt"), is_document("LICENSE"), is_document("1.png")
+    (True, True, False)
+    """
+    return Path(name).suffix.casefold() in DOCUMENTS or name.casefold() in ("license", "readme")
+
+
+def is_junk(parts: tuple[str, ...]) -> bool:
+    """Say whether a path is what desktop systems leave in folders and archives.
+
+    >>> is_junk(("a", "Thumbs.db")), is_junk(("__MACOSX", "1.png")), is_junk(("a", "1.png"))
+    (True, True, False)
+    """
+    return (
+        "__MACOSX" in parts
+        or parts[-1].startswith("._")
+        or parts[-1].casefold() in (".ds_store", "thumbs.db", "desktop.ini")
+    )
+
+
+def _may_lie_beside(path: Path) -> bool:
+    hidden = path.name.startswith(".") or is_junk((path.name,))
+    return hidden or (path.is_file() and is_document(path.name))
 
 
 Member = tuple[zipfile.ZipInfo, tuple[str, ...]]  # and the parts of its path
@@ -123,7 +164,7 @@ def _check(
     for info in infos:
         parts = _safe_parts(archive, info)
         _check_kind(archive, info)
-        if _is_junk(parts):
+        if is_junk(parts):
             skipped.append(info.filename)
             continue
         declared += info.file_size
@@ -200,14 +241,6 @@ def _check_kind(archive: Path, info: zipfile.ZipInfo) -> None:
             expected=f"at most {MAX_RATIO} times the compressed size",
             remedy="This looks like a zip bomb; delete the member if it is not.",
         )
-
-
-def _is_junk(parts: tuple[str, ...]) -> bool:
-    return (
-        "__MACOSX" in parts
-        or parts[-1].startswith("._")
-        or parts[-1].casefold() in (".ds_store", "thumbs.db", "desktop.ini")
-    )
 
 
 def _check_unique(archive: Path, members: list[Member]) -> None:

@@ -22,8 +22,9 @@ def cohort_of(row: ImageRow) -> Cohort:
 def photos_to_identify(rows: Sequence[ImageRow], split: str, captures: str) -> list[ImageRow]:
     """The photos of `split` that evaluate looks at for one kind of capture.
 
-    `real` and `rendered`: probes and strangers as they are. `augmented`: every photo, each to be
-    captured anew. The test split brings the seen pills along.
+    `real` and `rendered`: probes and strangers as they are. `augmented`: enrollable photos and
+    strangers, each to be captured anew (for seen pills these are photos of the training set).
+    The test split brings the seen pills along.
     """
     splits = (split, "train") if split == "test" else (split,)
     wanted = [row for row in rows if row.split in splits]
@@ -42,6 +43,7 @@ def require_captures(rows: Sequence[ImageRow], settings: EvaluateParams) -> None
         "validation": {"strangers"},
         "test": {"seen", "new", "strangers"},
     }
+    kinds = sorted({row.capture for row in rows})
     for split, cohorts in needed.items():
         photos = photos_to_identify(rows, split, settings.captures)
         if settings.captures == "augmented" and settings.augmented_per_photo == 0:
@@ -52,6 +54,7 @@ def require_captures(rows: Sequence[ImageRow], settings: EvaluateParams) -> None
                 f"evaluate.captures: {settings.captures}",
                 found=f"no such captures of {' and '.join(absent)} pills in the {split} split",
                 expected="photos of every cohort that evaluate measures",
-                remedy="With one photo per side set `evaluate.captures: augmented` and "
-                "`augmented_per_photo` to 1 or more; rendered photos need `rendered`.",
+                remedy=f"The photos of this data set are {' and '.join(kinds)}: set "
+                f"`evaluate.captures` to {' or '.join(kinds)}; with only one photo per side, to "
+                "`augmented` with `augmented_per_photo` 1 or more.",
             )

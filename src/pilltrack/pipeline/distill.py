@@ -30,6 +30,7 @@ from pilltrack.pipeline.models import (
     place,
     save_network,
     unit,
+    weights_file,
 )
 from pilltrack.pipeline.params import Params
 from pilltrack.pipeline.table import load_images
@@ -75,8 +76,7 @@ def distill(params: Params, artifacts: Path, process: Process) -> None:
         )
 
     inputs = [prepared / "audit.json", prepared / "images.csv", teacher_file]
-    if settings.weights not in ("imagenet", "none"):
-        inputs.append(Path(settings.weights))
+    inputs += weights_file(settings.weights)
     checkpoint = artifacts / ".checkpoints" / "distill.pt"
     history = fit(
         net,
@@ -89,7 +89,7 @@ def distill(params: Params, artifacts: Path, process: Process) -> None:
         title="distill",
     )
     if process.leads:
-        out = artifacts / "distill"
-        save_network(net, out / "student.safetensors", input_size_px=settings.input_size_px)
-        write_history(history, out / "history.csv")
+        file = artifacts / "distill" / "student.safetensors"
+        save_network(net, file, input_size_px=settings.input_size_px)
+        write_history(history, file.with_name("history.csv"))
         checkpoint.unlink(missing_ok=True)

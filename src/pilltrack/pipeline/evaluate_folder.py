@@ -1,11 +1,13 @@
 """`pilltrack evaluate-folder`: how well does a bundle do on photos of one's own?
 
 The pills of one folder are enrolled without any training, those of another are identified, and
-those of a third are strangers. The bundle's own gallery is left aside.
+those of a third are strangers. The bundle's own gallery is left aside. Every file counts or is
+refused by name, and no photo may be in two of the folders: a photo finds itself again.
 """
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from pilltrack.core.bundle import read_bundle
 from pilltrack.core.embedder import Embedder, open_embedder
 from pilltrack.core.errors import DatasetRejected
 from pilltrack.core.image import SUFFIXES, read_image
+from pilltrack.pipeline.archive import is_junk
 from pilltrack.pipeline.protocol import Probes, measure_mated, measure_open_set
 
 BATCH = 64
@@ -35,8 +38,9 @@ def evaluate_folder(
     counts, recall@1 and recall@5 with an interval by bootstrap over pills, and with strangers
     AUROC and FNIR at FPIR 5 % and 1 %.
 
-    Raises DatasetRejected when a folder holds no pills, a probe's pill is not enrolled, or a
-    stranger's is; ImageRejected for an unreadable photo; BundleRejected for a damaged bundle.
+    Raises DatasetRejected when a folder holds no pills or anything but photos of pills, a probe's
+    pill is not enrolled, a stranger's is, or the same pixels are in two of the folders;
+    ImageRejected for an unreadable photo; BundleRejected for a damaged bundle.
     """
     manifest = read_bundle(bundle)
     embedder = open_embedder(bundle / manifest.model.file, threads=2)
@@ -46,8 +50,9 @@ def evaluate_folder(
     probe_photos = pill_photos(probes)
     stranger_photos = pill_photos(strangers) if strangers else []
     _check_names(gallery, probes, strangers, enrolled_photos, probe_photos, stranger_photos)
-    enrolled = _embed(embedder, enrolled_photos, "enrol")
-    mated = _embed(embedder, probe_photos, "identify")
+    seen: dict[str, Path] = {}
+    enrolled = _embed(embedder, enrolled_photos, "enrol", seen)
+    mated = _embed(embedder, probe_photos, "identify", seen)
     report: dict[str, Any] = {
         "bundle": manifest.name,
         "gallery_pills": len(set(enrolled.pills)),
@@ -55,28 +60,59 @@ def evaluate_folder(
         **measure_mated(enrolled.embeddings, enrolled.pills, mated, seed=0),
     }
     if stranger_photos:
-        foreign = _embed(embedder, stranger_photos, "strangers")
+        foreign = _embed(embedder, stranger_photos, "strangers", seen)
         report |= measure_open_set(enrolled.embeddings, enrolled.pills, mated, foreign)
     return report
 
 
 def pill_photos(folder: Path) -> list[tuple[str, Path]]:
-    """(pill, image) for each image in `<folder>/<pill>/`, sorted; DatasetRejected when empty."""
-    found = [
-        (pill.name, image)
-        for pill in (sorted(folder.iterdir()) if folder.is_dir() else [])
-        if pill.is_dir()
-        for image in sorted(pill.iterdir())
-        if image.suffix.lower() in SUFFIXES
-    ]
-    if not found:
+    """(pill, image) for each image in `<folder>/<pill>/`, sorted.
+
+    Hidden files and junk of the desktop are skipped. Raises DatasetRejected for a folder that is
+    missing or empty, and, naming the first and the number of them, for whatever else is no photo
+    and for pill folders without any photo.
+    """
+    pills = _visible(folder) if folder.is_dir() else []
+    photos: list[tuple[str, Path]] = []
+    others = [path for path in pills if not path.is_dir()]
+    bare: list[Path] = []
+    for pill in pills:
+        inside = _visible(pill) if pill.is_dir() else []
+        images = [path for path in inside if path.is_file() and path.suffix.lower() in SUFFIXES]
+        photos += [(pill.name, image) for image in images]
+        others += [path for path in inside if path not in images]
+        if pill.is_dir() and not inside:
+            bare.append(pill)
+    if others:
+        raise DatasetRejected(
+            str(others[0]),
+            found=f"not a photo of a pill (one of {len(others)} in {folder})",
+            expected=f"<pill>/<image> only, an image being {', '.join(sorted(SUFFIXES))}",
+            remedy="Save photos as JPEG or PNG in the folder of their pill, and move the rest out.",
+        )
+    if bare:
+        raise DatasetRejected(
+            str(bare[0]),
+            found=f"no photos (one of {len(bare)} such folders in {folder})",
+            expected="photos of the pill",
+            remedy="Add photos or delete the folder.",
+        )
+    if not photos:
         raise DatasetRejected(
             str(folder),
             found="no images" if folder.is_dir() else "no such folder",
             expected="one folder for each pill with its photos: <pill>/<image>.jpg",
             remedy="Check the path.",
         )
-    return found
+    return photos
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if not path.name.startswith(".") and not is_junk((path.name,))
+    )
 
 
 def _first_of_each(photos: list[tuple[str, Path]], count: int) -> list[tuple[str, Path]]:
@@ -113,11 +149,31 @@ def _check_names(
         )
 
 
-def _embed(embedder: Embedder, photos: list[tuple[str, Path]], title: str) -> Probes:
+def _embed(
+    embedder: Embedder, photos: list[tuple[str, Path]], title: str, seen: dict[str, Path]
+) -> Probes:
+    """Embed the photos of one folder; `seen` holds the digests of the folders before it."""
     parts = []
+    digests: dict[str, Path] = {}
     with tqdm(total=len(photos), desc=title, unit="photo", disable=None) as bar:
         for start in range(0, len(photos), BATCH):
             batch = photos[start : start + BATCH]
-            parts.append(embedder.embed([read_image(image) for _, image in batch]))
+            images = [read_image(path) for _, path in batch]
+            for (_, path), image in zip(batch, images, strict=True):
+                digest = hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).hexdigest()
+                if digest in seen:
+                    raise _same_photo(seen[digest], path)
+                digests[digest] = path
+            parts.append(embedder.embed(images))
             bar.update(len(batch))
+    seen |= digests
     return Probes(np.concatenate(parts), [pill for pill, _ in photos])
+
+
+def _same_photo(first: Path, second: Path) -> DatasetRejected:
+    return DatasetRejected(
+        f"{first} and {second}",
+        found="the same photo in two folders",
+        expected="each photo in one of gallery, probes and strangers only",
+        remedy="Delete one of the two; a photo compared with itself measures nothing.",
+    )

@@ -53,14 +53,14 @@ class Process:
 
     @property
     def leads(self) -> bool:
-        """True for the one process that writes files and logs."""
+        """True for the one process that writes files and shows progress."""
         return self.rank == 0
 
 
 def start_process() -> Process:
     """Join the process group when torchrun started us, and choose the device."""
     cuda = torch.cuda.is_available()
-    if "WORLD_SIZE" not in os.environ:
+    if not distributed.is_torchelastic_launched():
         return Process(0, 1, torch.device("cuda" if cuda else "cpu"))
     distributed.init_process_group("nccl" if cuda else "gloo")
     local = int(os.environ["LOCAL_RANK"])
@@ -132,6 +132,7 @@ def fit(
                 for group in optimiser.param_groups:
                     group["lr"] = rate
                 _set_mode(net, settings)
+                torch.manual_seed(hash((settings.seed, done, process.rank)))  # dropout
                 with _autocast(settings, process):
                     loss = loss_of_batch(trained, _to_device(batch, process))
                 if not math.isfinite(loss.item()):
@@ -305,8 +306,6 @@ def _save(
 ) -> None:
     if not process.leads:
         return
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    part = checkpoint.with_name(checkpoint.name + ".part")
     state = {
         "identity": identity,
         "net": net.state_dict(),
@@ -315,5 +314,6 @@ def _save(
         "history": history,
         "losses": losses,
     }
-    torch.save(state, part)
-    part.replace(checkpoint)
+    written = io.BytesIO()
+    torch.save(state, written)
+    write_atomically(checkpoint, written.getvalue())

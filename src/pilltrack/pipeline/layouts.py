@@ -11,7 +11,7 @@ accounted for: a file is a photo, is named in `ignored`, or stops the reading wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
@@ -19,7 +19,7 @@ from typing import Literal, cast
 import cv2
 
 from pilltrack.core.errors import DatasetRejected, ImageRejected
-from pilltrack.pipeline.archive import unwrapped
+from pilltrack.pipeline.archive import files_outside, is_document, unwrapped
 from pilltrack.pipeline.table import (
     CAPTURES,
     IMAGES_CSV,
@@ -38,14 +38,15 @@ from pilltrack.pipeline.table import (
 from pilltrack.pipeline.yolo import (
     DATA_YAML,
     SPLIT_FOLDERS,
+    TOP_NAMES,
     base_and_copy,
     crops_of,
     read_yolo,
+    short_names,
 )
 
 Kind = Literal["folders", "split folders", "table", "yolo"]
 
-DOCUMENTS = frozenset({".txt", ".md", ".rst", ".pdf", ".html", ".json", ".xml", ".yaml", ".yml"})
 ACCEPTED = (
     "<pill>/<image>, train|val|test/<pill>/<image>, images.csv beside the images, "
     "or data.yaml with images/<split>/ and labels/<split>/"
@@ -73,6 +74,7 @@ class Photo:
 class Layout:
     """A data set as found: `photos` sorted by source, `pills` the rows of pills.csv.
 
+    `ignored` names the files that are no part of it, those beside a wrapping folder first.
     `unreadable` pairs a YOLO photo that could not be cropped with the reason.
     """
 
@@ -93,10 +95,10 @@ def read_layout(directory: Path, crops: Path) -> Layout:
 
     Raises DatasetRejected naming file, line and remedy for: an unknown or mixed layout, tables
     with unknown columns, bad values, repeated rows, images or pills that do not exist, images
-    missing from images.csv, pill names that cannot be folder names, malformed YOLO labels, and
-    a data set without photos.
+    missing from images.csv, pill names that cannot be folder names, malformed YOLO labels, photos
+    of a YOLO set outside its split folders, and a data set without photos.
     """
-    root = unwrapped(directory, keep=SPLIT_FOLDERS)
+    root = unwrapped(directory, keep=TOP_NAMES)
     if (root / DATA_YAML).is_file():
         layout = _read_yolo(root, crops)
     elif (root / IMAGES_CSV).is_file():
@@ -109,7 +111,8 @@ def read_layout(directory: Path, crops: Path) -> Layout:
         )
     check_pill_names({photo.pill: photo.source for photo in layout.photos})
     photos = tuple(sorted(layout.photos, key=lambda photo: photo.source))
-    return replace(layout, photos=photos, pills=_read_pills(root, photos))
+    ignored = (*files_outside(directory, root), *layout.ignored)
+    return replace(layout, photos=photos, pills=_read_pills(root, photos), ignored=ignored)
 
 
 def side_of(name: str) -> Side:
@@ -134,7 +137,7 @@ def _read_folders(root: Path) -> Layout:
     files, ignored = _walk(root)
     depths = {len(file.parts) for file in files}
     kind: Kind = "split folders" if depths == {3} else "folders"
-    photos: list[Photo] = []
+    found: list[tuple[str, Path, Split | None]] = []
     for file in files:
         top_is_split = file.parts[0] in SPLIT_FOLDERS
         if len(file.parts) == 3 and top_is_split and depths == {3}:
@@ -149,18 +152,21 @@ def _read_folders(root: Path) -> Layout:
                 expected=ACCEPTED,
                 remedy="Move it into the folder of its pill.",
             )
-        photos.append(
-            Photo(
-                path=root / file,
-                source=file.as_posix(),
-                pill=pill,
-                side=side_of(file.name),
-                session=_session(pill, file),
-                capture="real",
-                given_split=split,
-            )
+        found.append((pill, file, split))
+    sessions = _sessions((pill, file) for pill, file, _ in found)
+    photos = tuple(
+        Photo(
+            path=root / file,
+            source=file.as_posix(),
+            pill=pill,
+            side=side_of(file.name),
+            session=sessions[file],
+            capture="real",
+            given_split=split,
         )
-    return Layout(kind, tuple(photos), {}, ignored=ignored)
+        for pill, file, split in found
+    )
+    return Layout(kind, photos, {}, ignored=ignored)
 
 
 def _read_listed(root: Path) -> Layout:
@@ -194,13 +200,12 @@ def _read_listed(root: Path) -> Layout:
                 remedy=f"Correct the name or add the pill to {PILLS_CSV}.",
             )
         file = on_disk[name]
-        session = record.get("session", "")
         photos[name] = Photo(
             path=root / file,
             source=name,
             pill=pill,
             side=cast("Side", side),
-            session=session or _session(pill, file),
+            session=record.get("session", ""),
             capture=cast("Capture", capture),
             given_split=SPLIT_FOLDERS.get(file.parts[0]) if len(file.parts) > 1 else None,
         )
@@ -212,6 +217,11 @@ def _read_listed(root: Path) -> Layout:
             expected="one line per image",
             remedy="List them, delete them, or delete images.csv to go by folders.",
         )
+    sessions = _sessions((photo.pill, on_disk[name]) for name, photo in photos.items())
+    photos = {
+        name: replace(photo, session=photo.session or sessions[on_disk[name]])
+        for name, photo in photos.items()
+    }
     given = {photo.given_split for photo in photos.values()}
     if None in given:  # only some images lie in split folders: the folders mean nothing
         photos = {name: replace(photo, given_split=None) for name, photo in photos.items()}
@@ -230,22 +240,30 @@ def _read_yolo(root: Path, crops: Path) -> Layout:
     check_pill_names(dict.fromkeys(yolo.pills, DATA_YAML))
     photos: list[Photo] = []
     unreadable: list[tuple[str, str]] = []
+    sessions = short_names(boxed.base for boxed in yolo.photos)
     for boxed in yolo.photos:
+        session = sessions[boxed.base]
+        stem = f"{session.replace('/', '_')}_{boxed.copy}"
         try:
             for box, crop in crops_of(boxed):
-                target = crops / box.pill / f"{boxed.base}_{boxed.copy}_{box.number}.png"
-                if target.exists():  # one photo in two splits
-                    target = target.with_stem(f"{target.stem}_{boxed.split}")
+                target = crops / box.pill / f"{stem}_{box.number}.png"
+                if target.exists():  # one Roboflow copy in several splits
+                    target = target.with_stem(f"{target.stem}_{boxed.folder}")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 done, data = cv2.imencode(".png", crop[:, :, ::-1])
                 assert done
                 target.write_bytes(data.tobytes())
-                photos.append(
-                    Photo(target, box.source, box.pill, "", boxed.base, "real", boxed.split)
-                )
+                photos.append(Photo(target, box.source, box.pill, "", session, "real", boxed.split))
         except ImageRejected as error:
             unreadable.append((boxed.path.relative_to(root).as_posix(), error.found))
-    return Layout("yolo", tuple(photos), {}, unreadable=tuple(unreadable), notes=yolo.notes)
+    return Layout(
+        "yolo",
+        tuple(photos),
+        {},
+        unreadable=tuple(unreadable),
+        ignored=tuple(name for name in yolo.ignored if name != PILLS_CSV),  # which is read later
+        notes=yolo.notes,
+    )
 
 
 def _read_pills(root: Path, photos: tuple[Photo, ...]) -> dict[str, PillRow]:
@@ -291,8 +309,7 @@ def _walk(root: Path) -> tuple[list[Path], tuple[str, ...]]:
                 expected=f"{IMAGES_CSV} and {PILLS_CSV} at the top, and no other .csv",
                 remedy="Move, rename or delete it.",
             )
-        document = file.suffix.casefold() in DOCUMENTS or name in ("license", "readme")
-        if document or name.startswith("."):
+        if is_document(name) or name.startswith("."):
             ignored.append(file.as_posix())
         else:
             files.append(file)
@@ -303,9 +320,16 @@ def _files_below(root: Path) -> Iterator[Path]:
     return iter(sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file()))
 
 
-def _session(pill: str, file: Path) -> str:
-    """Without images.csv every file is its own session, Roboflow's copies of one photo excepted."""
-    return f"{pill}/{base_and_copy(file.name)[0]}"
+def _sessions(photos: Iterable[tuple[str, Path]]) -> dict[Path, str]:
+    """Make every file its own session, Roboflow's copies of one photo of a pill excepted."""
+    bases: dict[str, dict[Path, str]] = {}
+    for pill, file in photos:
+        bases.setdefault(pill, {})[file] = base_and_copy(file.name, file.parent.as_posix())[0]
+    sessions: dict[Path, str] = {}
+    for pill, of_pill in bases.items():
+        names = short_names(of_pill.values())
+        sessions |= {file: f"{pill}/{names[base]}" for file, base in of_pill.items()}
+    return sessions
 
 
 def _few(names: list[str]) -> str:

@@ -48,7 +48,8 @@ def metric_loss(name: str) -> MetricLoss:
     def of_batch(
         embeddings: torch.Tensor, pills: torch.Tensor, appearances: torch.Tensor
     ) -> torch.Tensor:
-        value: torch.Tensor = loss(embeddings, pills, appearance_pairs(pills, appearances))
+        with _full_precision(embeddings):
+            value: torch.Tensor = loss(embeddings, pills, appearance_pairs(pills, appearances))
         return value
 
     return of_batch
@@ -64,8 +65,14 @@ def distillation_loss(
     gallery for both, so that student probes can be searched among teacher references (the
     similarity-distribution idea of Fang et al. 2021, SEED, eq. 3, with the batch as the queue).
     """
-    embedding = 1.0 - (student * teacher).sum(dim=1).mean()
-    target = functional.softmax(teacher @ teacher.T / temperature, dim=1)
-    predicted = functional.log_softmax(student @ teacher.T / temperature, dim=1)
-    similarity = functional.kl_div(predicted, target, reduction="batchmean")
-    return alpha * embedding + (1.0 - alpha) * similarity
+    with _full_precision(student):
+        embedding = 1.0 - (student * teacher).sum(dim=1).mean()
+        target = functional.softmax(teacher @ teacher.T / temperature, dim=1)
+        predicted = functional.log_softmax(student @ teacher.T / temperature, dim=1)
+        similarity = functional.kl_div(predicted, target, reduction="batchmean")
+        return alpha * embedding + (1.0 - alpha) * similarity
+
+
+def _full_precision(embeddings: torch.Tensor) -> torch.autocast:
+    """No autocast: cosines near 1, divided by a temperature, need more than 8 bits."""
+    return torch.autocast(embeddings.device.type, enabled=False)

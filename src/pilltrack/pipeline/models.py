@@ -52,13 +52,28 @@ class EmbeddingNet(nn.Module):
         mean, std = PIXEL_STATISTICS[pixels]
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-        self.head = nn.Linear(_pooled_width(self.backbone), embedding_dim)
+        self.head = nn.Linear(self._pooled_width(backbone), embedding_dim)
         self.description: dict[str, Any] = {
             "backbone": backbone,
             "embedding_dim": embedding_dim,
             "options": options,
             "pixels": pixels,
         }
+
+    def _pooled_width(self, name: str) -> int:
+        training = self.backbone.training
+        try:
+            with torch.no_grad():
+                return int(self.backbone.eval()(torch.zeros(1, 3, 64, 64)).shape[1])
+        except (AssertionError, RuntimeError) as error:
+            raise StageFailed(
+                f"backbone {name!r}",
+                found=f"does not take images of any size ({error})",
+                expected="a convolutional network",
+                remedy="Choose another `backbone` in params.yaml.",
+            ) from error
+        finally:
+            self.backbone.train(training)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Raw embeddings (N, D) of images (N, S, S, 3)."""
@@ -115,6 +130,11 @@ def load_starting_weights(net: EmbeddingNet, weights: str) -> str:
         )
     net.backbone.load_state_dict(tensors, strict=False)
     return f"started from {path}"
+
+
+def weights_file(weights: str) -> list[Path]:
+    """The file that `weights` names, as a list: empty for `imagenet` and `none`."""
+    return [] if weights in ("imagenet", "none") else [Path(weights)]
 
 
 def save_network(net: EmbeddingNet, path: Path, *, input_size_px: int) -> None:
@@ -179,11 +199,3 @@ def _load_from_hub(net: EmbeddingNet) -> str:
         ) from error
     net.backbone.load_state_dict(pretrained.state_dict())
     return f"started from timm's ImageNet weights of {name}"
-
-
-def _pooled_width(backbone: nn.Module) -> int:
-    training = backbone.training
-    with torch.no_grad():
-        width = int(backbone.eval()(torch.zeros(1, 3, 64, 64)).shape[1])
-    backbone.train(training)
-    return width

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pilltrack.core.bundle import write_bundle
 from pilltrack.core.decide import Calibration
+from pilltrack.core.errors import StageFailed
 from pilltrack.core.gallery import Gallery
 from pilltrack.pipeline.params import Params
 from pilltrack.pipeline.table import load_pills
@@ -23,23 +24,33 @@ def main(params: Params, artifacts: Path) -> None:
     model = artifacts / "convert" / "model.tflite"
     gallery_file = artifacts / "enroll" / "gallery.safetensors"
     with Gallery.load(gallery_file) as gallery:
-        enrolled = set(gallery.pills())
+        enrolled = gallery.pills()
     known = load_pills(artifacts / "prepare")
-    metadata = {
-        pill: {k: v for k, v in asdict(known[pill]).items() if v and k != "pill"}
-        for pill in sorted(enrolled)
-    }
-    calibration = (artifacts / "evaluate" / "calibration.json").read_text(encoding="utf-8")
-    audit = (artifacts / "prepare" / "audit.json").read_text(encoding="utf-8")
+    try:
+        pills = {pill: asdict(known[pill]) for pill in enrolled}
+        audit = json.loads((artifacts / "prepare" / "audit.json").read_bytes())
+        calibration = Calibration.model_validate_json(
+            (artifacts / "evaluate" / "calibration.json").read_bytes()
+        )
+    except (KeyError, OSError, ValueError) as error:
+        raise StageFailed(
+            str(artifacts),
+            found=f"results that do not fit together ({error})",
+            expected="prepare, enroll and evaluate of one run",
+            remedy="Run `dvc repro`.",
+        ) from error
     write_bundle(
         artifacts / "package" / "bundle",
         name=params.package.name,
         model=model,
         gallery=gallery_file,
-        calibration=Calibration.model_validate_json(calibration),
-        pills=metadata,
+        calibration=calibration,
+        pills={
+            pill: {key: value for key, value in row.items() if value and key != "pill"}
+            for pill, row in pills.items()
+        },
         git_commit=git_commit(),
-        data_digest=json.loads(audit)["archive_sha256"],
+        data_digest=audit["archive_sha256"],
         params_digest=hashlib.sha256(params.model_dump_json().encode()).hexdigest(),
     )
     log.info("bundle written to %s", artifacts / "package" / "bundle")

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pilltrack.core.errors import ParamsRejected
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
-Range = tuple[float, float]
+Seed = Annotated[int, Field(ge=0)]
+Size = Annotated[float, Field(gt=0.0, le=4.0)]
+Quality = Annotated[int, Field(ge=5, le=100)]
 
 
 class _Section(BaseModel):
@@ -28,7 +30,7 @@ class _Section(BaseModel):
 class PrepareParams(_Section):
     """zip -> checked images and splits by pill identity."""
 
-    seed: int
+    seed: Seed
     zip_splits: Literal["respect", "ignore"]  # what train|val|test folders in the zip mean
     validation_share: Share  # of all pills
     test_share: Share  # of all pills
@@ -43,19 +45,26 @@ class CaptureParams(_Section):
     """How hard a simulated counter-top photo of a studio crop is; shares and ranges."""
 
     background_share: Share  # of captures laid on a new surface (studio crops only)
-    scale: Range  # longer side of the pill relative to the frame
+    scale: tuple[Size, Size]  # longer side of the pill relative to the frame
     perspective: Share  # corner shift relative to the pill's size
     shadow: Share  # darkness of the deepest shadow
     light: Share  # unevenness of the light across the frame
     colour_cast: Share  # largest relative gain of a channel
     blur_px: Annotated[float, Field(ge=0.0)]  # largest blur sigma at 224 px
     noise: Share  # largest sensor noise sigma, of full scale
-    jpeg_quality: tuple[Annotated[int, Field(ge=5, le=100)], Annotated[int, Field(ge=5, le=100)]]
+    jpeg_quality: tuple[Quality, Quality]
     clip: Share  # largest share of the pill pushed out of the frame
+
+    @field_validator("scale", "jpeg_quality")
+    @classmethod
+    def _in_order(cls, ends: tuple[float, float]) -> tuple[float, float]:
+        if ends[0] > ends[1]:
+            raise ValueError("the smaller end of the range first")
+        return ends
 
 
 class _FitParams(_Section):
-    seed: int
+    seed: Seed
     backbone: str  # a timm model name
     backbone_options: dict[str, Any]  # handed to timm.create_model
     weights: str  # imagenet | none | path to a .safetensors file
@@ -90,7 +99,7 @@ class DistillParams(_FitParams):
 class ConvertParams(_Section):
     """torch -> int8 LiteRT and fp32 ONNX, with a parity gate."""
 
-    seed: int
+    seed: Seed
     calibration_images: Count
     parity_images: Count
     min_mean_cosine: Share
@@ -106,7 +115,7 @@ class EnrollParams(_Section):
 class EvaluateParams(_Section):
     """Calibration on validation pills, report on test pills, gate."""
 
-    seed: int
+    seed: Seed
     captures: Literal["real", "rendered", "augmented"]  # what calibration and gate look at
     augmented_per_photo: Annotated[int, Field(ge=0)]
     fpir: Annotated[float, Field(gt=0.0, lt=1.0)]  # strangers accepted, at most
@@ -150,7 +159,7 @@ def load_params(path: Path) -> Params:
             expected="the parameters of all stages",
             remedy="Run from the root of the repository, or name the file.",
         ) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ParamsRejected(
             str(path),
             found=f"is not YAML ({' '.join(str(error).split())})",

@@ -28,7 +28,7 @@ from pilltrack.pipeline.audit import Alike, Audit, check_leaks, count_splits, wr
 from pilltrack.pipeline.cohorts import require_captures
 from pilltrack.pipeline.duplicates import Fingerprint, Link, Unions, find_copies, fingerprint
 from pilltrack.pipeline.layouts import Layout, Photo, read_layout
-from pilltrack.pipeline.params import Params, PrepareParams
+from pilltrack.pipeline.params import EvaluateParams, Params, PrepareParams
 from pilltrack.pipeline.splits import Assignment, Member, assign
 from pilltrack.pipeline.table import (
     ImageRow,
@@ -41,12 +41,16 @@ from pilltrack.pipeline.table import (
 
 def main(params: Params, artifacts: Path, archive: Path) -> None:
     """Read the zip, write `prepare/`; refuse now what `evaluate` could not measure later."""
-    prepare(archive, params.prepare, artifacts / "prepare")
-    require_captures(load_images(artifacts / "prepare"), params.evaluate)
+    prepare(archive, params.prepare, artifacts / "prepare", evaluation=params.evaluate)
 
 
 def prepare(
-    archive: Path, params: PrepareParams, out: Path, *, workers: int | None = None
+    archive: Path,
+    params: PrepareParams,
+    out: Path,
+    *,
+    evaluation: EvaluateParams | None = None,
+    workers: int | None = None,
 ) -> Audit:
     """Prepare `archive` (a zip) into the directory `out`, replacing what it held.
 
@@ -56,7 +60,8 @@ def prepare(
 
     Raises ArchiveRejected for an unsafe or damaged zip, and DatasetRejected for a layout or table
     that is wrong, more unreadable images than allowed, one image under two pill names, and too
-    few pills. `out` is then as it was before.
+    few pills; with `evaluation` also for lack of the captures that evaluate needs. `out` is then
+    as it was before.
     """
     with _workspace(out) as work:
         extraction = extract(archive, work / "zip", max_bytes=int(params.max_unzipped_gb * 1e9))
@@ -91,6 +96,8 @@ def prepare(
                 expected="no leak between splits and roles",
                 remedy="This is a defect of PillTrack: please report it with the archive.",
             )
+        if evaluation is not None:
+            require_captures(load_images(result), evaluation)
         _swap(result, out, work / "previous")
     return audit
 

@@ -1,4 +1,4 @@
-"""The result of the last `dvc repro` in a few lines, with the latency of this machine."""
+"""The result of the last `dvc repro`: a few photos identified, and a few lines of figures."""
 
 from __future__ import annotations
 
@@ -9,28 +9,35 @@ from pathlib import Path
 import numpy as np
 
 from pilltrack.core.errors import StageFailed
-from pilltrack.core.identify import open_identifier
+from pilltrack.core.identify import Identifier, open_identifier, sentence
+from pilltrack.core.image import read_image
+from pilltrack.pipeline.table import load_images
 
-N_TIMED = 200
+N_WARM_UP, N_TIMED = 10, 200
+N_EXAMPLES = 3  # photos of each kind
 
 
 def summary(artifacts: Path) -> str:
-    """A short table: recall@1, model size, crop-to-decision latency, where report and bundle are.
+    """Photos of test pills as the bundle answers, recall@1, model size, latency, where things are.
 
-    Latency is measured now, on one thread, over `N_TIMED` crops of noise at the model's size.
-    Raises StageFailed when the pipeline has not run.
+    The photos are of enrolled pills that were never trained on, and of strangers. Latency is
+    crop to decision, measured now, on one thread, over `N_TIMED` crops of noise. Raises
+    StageFailed when the pipeline has not run, BundleRejected for a damaged bundle.
     """
     bundle, report = artifacts / "package" / "bundle", artifacts / "evaluate" / "report.md"
+    path = artifacts / "evaluate" / "metrics.json"
     try:
-        text = (artifacts / "evaluate" / "metrics.json").read_text(encoding="utf-8")
-    except OSError as error:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise StageFailed(
-            str(artifacts / "evaluate" / "metrics.json"),
-            found="cannot be read",
+            str(path),
+            found=f"cannot be read ({error})",
             expected="the metrics of a finished run",
             remedy="Run `dvc repro`.",
         ) from error
-    metrics = json.loads(text)
+    with open_identifier(bundle, threads=1) as identifier:
+        examples = _examples(identifier, artifacts / "prepare")
+        p50, p95 = _latency_ms(identifier)
     lines = []
     for captures, measured in metrics["test"].items():
         for name in ("seen", "new"):
@@ -44,22 +51,36 @@ def summary(artifacts: Path) -> str:
                     )
                 )
     lines.append(("int8 model", f"{metrics['model']['int8_bytes'] / 1e6:.2f} MB"))
-    p50, p95 = _latency_ms(bundle)
     lines.append(("crop to decision, 1 thread", f"p50 {p50:.1f} ms, p95 {p95:.1f} ms"))
     lines += [("report", str(report)), ("bundle", str(bundle))]
     width = max(len(label) for label, _ in lines)
-    return "\n".join(f"{label:{width}}  {value}" for label, value in lines)
+    figures = [f"{label:{width}}  {value}" for label, value in lines]
+    return "\n".join([*examples, "", *figures])
 
 
-def _latency_ms(bundle: Path) -> tuple[float, float]:
+def _examples(identifier: Identifier, prepared: Path) -> list[str]:
+    lines = []
+    rows = [row for row in load_images(prepared) if row.split == "test"]
+    for role, title in (
+        ("probe", "Photos of enrolled pills that were never trained on:"),
+        ("stranger", "Photos of pills that are not enrolled:"),
+    ):
+        chosen = [row for row in rows if row.role == role][:: max(1, len(rows) // 20)][:N_EXAMPLES]
+        lines += [title] if chosen else []
+        for row in chosen:
+            (pill,) = identifier.identify(read_image(prepared / row.image))
+            lines.append(f"  {row.image}: {sentence(pill.decision)}")
+    return lines
+
+
+def _latency_ms(identifier: Identifier) -> tuple[float, float]:
     rng = np.random.default_rng(0)
+    side = identifier.embedder.input_size_px * 2
     times_ms = []
-    with open_identifier(bundle, threads=1) as identifier:
-        side = identifier.embedder.input_size_px * 2
-        for _ in range(N_TIMED + 10):
-            crop = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
-            start_s = time.perf_counter()
-            identifier.identify(crop)
-            times_ms.append((time.perf_counter() - start_s) * 1000)
-    p50, p95 = np.quantile(times_ms[10:], [0.5, 0.95])
+    for _ in range(N_WARM_UP + N_TIMED):
+        crop = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+        start_s = time.perf_counter()
+        identifier.identify(crop)
+        times_ms.append((time.perf_counter() - start_s) * 1000)
+    p50, p95 = np.quantile(times_ms[N_WARM_UP:], [0.5, 0.95])
     return float(p50), float(p95)

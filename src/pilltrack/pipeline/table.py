@@ -74,7 +74,7 @@ def load_images(directory: Path) -> list[ImageRow]:
     """
     path = directory / IMAGES_CSV
     rows: dict[str, ImageRow] = {}
-    for line, record in read_table(path, required=IMAGE_COLUMNS):
+    for line, record in read_table(path, required=IMAGE_COLUMNS, strip=False):
         check_choice(path, line, "side", record["side"], SIDES)
         check_choice(path, line, "capture", record["capture"], CAPTURES)
         check_choice(path, line, "split", record["split"], SPLITS)
@@ -109,7 +109,8 @@ def load_pills(directory: Path) -> dict[str, PillRow]:
     """
     path = directory / PILLS_CSV
     rows: dict[str, PillRow] = {}
-    for line, record in read_table(path, required=("pill",), optional=PILL_COLUMNS[1:]):
+    records = read_table(path, required=("pill",), optional=PILL_COLUMNS[1:], strip=False)
+    for line, record in records:
         row = PillRow(**record)
         if row.pill in rows:
             raise duplicate_row(path, line, "pill", row.pill)
@@ -128,10 +129,12 @@ def write_pills(directory: Path, rows: Iterable[PillRow]) -> Path:
 
 
 def read_table(
-    path: Path, *, required: Sequence[str], optional: Sequence[str] = ()
+    path: Path, *, required: Sequence[str], optional: Sequence[str] = (), strip: bool = True
 ) -> list[tuple[int, dict[str, str]]]:
-    """Read a UTF-8 CSV file with a header: a list of (line number, column -> stripped value).
+    """Read a UTF-8 CSV file with a header: a list of (line number, column -> value).
 
+    `strip` removes spaces around values, which people type; a table written by a stage is read
+    exactly as it was written, because a name may end in a space.
     Line numbers count from 1, the header being line 1 of the usual file; blank lines are passed
     over. A column of `optional` that the file lacks is absent from the dictionaries.
 
@@ -155,8 +158,10 @@ def read_table(
                     expected=f"{len(header)}, one per column of the header",
                     remedy="Correct the line; a value with a comma needs double quotes.",
                 )
-            record = {name: value.strip() for name, value in zip(header, values, strict=True)}
-            if not record[required[0]]:
+            if strip:
+                values = [value.strip() for value in values]
+            record = dict(zip(header, values, strict=True))
+            if not record[required[0]].strip():
                 raise DatasetRejected(
                     f"{path}:{line}",
                     found=f"an empty {required[0]}",

@@ -18,7 +18,13 @@ from pilltrack.pipeline.fit import (
     write_history,
 )
 from pilltrack.pipeline.losses import metric_loss
-from pilltrack.pipeline.models import EmbeddingNet, load_starting_weights, save_network, unit
+from pilltrack.pipeline.models import (
+    EmbeddingNet,
+    load_starting_weights,
+    save_network,
+    unit,
+    weights_file,
+)
 from pilltrack.pipeline.params import Params
 from pilltrack.pipeline.table import load_images
 
@@ -53,9 +59,7 @@ def train(params: Params, artifacts: Path, process: Process) -> None:
         embeddings = gather(unit(net(images)), process)
         return loss(embeddings, gather(pills, process), gather(appearances, process))
 
-    inputs = [prepared / "audit.json", prepared / "images.csv"]
-    if settings.weights not in ("imagenet", "none"):
-        inputs.append(Path(settings.weights))
+    inputs = [prepared / "audit.json", prepared / "images.csv", *weights_file(settings.weights)]
     checkpoint = artifacts / ".checkpoints" / "train.pt"
     history = fit(
         net,
@@ -68,7 +72,7 @@ def train(params: Params, artifacts: Path, process: Process) -> None:
         title="train",
     )
     if process.leads:
-        out = artifacts / "train"
-        save_network(net, out / "teacher.safetensors", input_size_px=settings.input_size_px)
-        write_history(history, out / "history.csv")
+        file = artifacts / "train" / "teacher.safetensors"
+        save_network(net, file, input_size_px=settings.input_size_px)
+        write_history(history, file.with_name("history.csv"))
         checkpoint.unlink(missing_ok=True)

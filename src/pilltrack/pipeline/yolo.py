@@ -2,7 +2,8 @@
 
 A set has `data.yaml` and either `images/<split>/` beside `labels/<split>/` or `<split>/images/`
 beside `<split>/labels/`. Roboflow stores several augmented copies of one photo as
-`<base>.rf.<hash>.jpg`; all copies of a base photo count as one capture session here.
+`<base>.rf.<hash>.jpg`; all copies of a base photo count as one capture session here. Any other
+photo is a base photo of its own, even if another split has a file of the same name.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import math
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from numpy.typing import NDArray
 
 from pilltrack.core.errors import DatasetRejected
 from pilltrack.core.image import SUFFIXES, read_image
-from pilltrack.pipeline.archive import extract, unwrapped
+from pilltrack.pipeline.archive import extract, files_outside, unwrapped
 from pilltrack.pipeline.table import Split, check_pill_names
 
 CROP_SCALE = 1.2  # side of the square crop relative to the longer side of the box
@@ -37,6 +39,7 @@ SPLIT_FOLDERS: dict[str, Split] = {
     "test": "test",
 }
 DATA_YAML = "data.yaml"
+TOP_NAMES = frozenset({*SPLIT_FOLDERS, DATA_YAML})  # what lies at the top of a data set
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ class BoxedPhoto:
     """A photo and its boxes; `base` is common to all augmented copies of one photo."""
 
     path: Path
+    folder: str  # the split folder as it is called in the set
     base: str
     copy: str
     split: Split
@@ -65,70 +69,93 @@ class BoxedPhoto:
 
 @dataclass(frozen=True, slots=True)
 class YoloSet:
-    """A whole set, photos sorted by path; `notes` says what was passed over."""
+    """A whole set, photos sorted by path; `ignored` names all other files."""
 
     root: Path
     pills: tuple[str, ...]
     photos: tuple[BoxedPhoto, ...]
     notes: tuple[str, ...]
+    ignored: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class CropReport:
-    """What `crop_boxes` wrote."""
+    """What `crop_boxes` wrote; `n_copies_left_out` counts Roboflow copies of photos used."""
 
     n_photos: int
     n_copies_left_out: int
     crops: dict[str, int]  # pill -> number of crops
     notes: tuple[str, ...]
+    ignored: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class FolderReport:
     """What `split_folders` wrote: pill -> number of crops, per folder.
 
-    `n_left_out` counts crops that stand on the photo of a reference of the same pill; `short`
-    names the pills that have fewer references than asked for.
+    `n_copies_left_out` counts Roboflow copies of photos used, `n_left_out` crops that stand on
+    the photo of a reference of the same pill; `short` names the pills that have fewer references
+    than asked for.
     """
 
     gallery: dict[str, int]
     probes: dict[str, int]
     strangers: dict[str, int]
+    n_copies_left_out: int
     n_left_out: int
     short: tuple[str, ...]
     notes: tuple[str, ...]
+    ignored: tuple[str, ...]
 
 
-def base_and_copy(name: str) -> tuple[str, str]:
+def base_and_copy(name: str, folder: str) -> tuple[str, str]:
     """Split a file name into its base photo and a short id of this copy (8 hex digits).
 
-    >>> base_and_copy("IMG_1_jpeg.rf.0f11bccc1ec758cc.jpg")[0]
+    Only Roboflow's mark makes files copies of one photo; without it, the folder belongs to the
+    base.
+
+    >>> base_and_copy("IMG_1_jpeg.rf.0f11bccc1ec758cc.jpg", "train")[0]
     'IMG_1_jpeg'
-    >>> base_and_copy("IMG_1.jpg")[0]
-    'IMG_1'
+    >>> base_and_copy("IMG_1.jpg", "train")[0]
+    'train/IMG_1'
     """
-    base, found, rest = Path(name).stem.partition(".rf.")
+    stem = Path(name).stem
+    base, found, rest = stem.partition(".rf.")
     copy = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return (base if found and base and rest else Path(name).stem), copy
+    return (base if found and base and rest else f"{folder}/{stem}"), copy
+
+
+def short_names(bases: Iterable[str]) -> dict[str, str]:
+    """Name each base photo without its folder where that is unambiguous, else in full.
+
+    >>> short_names(["train/1", "train/2", "val/2"])
+    {'train/1': '1', 'train/2': 'train/2', 'val/2': 'val/2'}
+    """
+    last = {base: base.rpartition("/")[2] for base in bases}
+    uses = Counter(last.values())
+    return {base: name if uses[name] == 1 else base for base, name in last.items()}
 
 
 def crop_boxes(source: Path, out: Path, *, max_bytes: int = 8 * 10**9) -> CropReport:
     """Write one PNG per box to the new folder `out` as `<pill>/<base photo>_<number>.png`.
 
-    `source` is a YOLO set, as a directory or a zip. Of the augmented copies of one photo only
-    the first by path is used. `number` counts the boxes of the photo from 0.
+    `source` is a YOLO set, as a directory or a zip. Of Roboflow's copies of one photo only the
+    first by path is used. `number` counts the boxes of the photo from 0. Photos of one name in
+    several splits are written as `<split folder>_<name>_<number>.png`.
 
     Raises ArchiveRejected, DatasetRejected (naming file and line), ImageRejected for a photo
     that cannot be read; `out` must not exist or be empty. Nothing is left behind on failure.
     """
     with _opened(source, max_bytes) as yolo, _new_folder(out) as folder:
         photos = first_copies(yolo)
+        names = short_names(photo.base for photo in photos)
         counts = dict.fromkeys(sorted(yolo.pills), 0)
         for photo in photos:
             for box, crop in crops_of(photo):
-                _write_png(folder / box.pill / f"{photo.base}_{box.number}.png", crop)
+                _write_crop(folder / box.pill, names[photo.base], box, crop)
                 counts[box.pill] += 1
-    return CropReport(len(photos), len(yolo.photos) - len(photos), counts, yolo.notes)
+    n_copies = len(yolo.photos) - len(photos)
+    return CropReport(len(photos), n_copies, counts, yolo.notes, yolo.ignored)
 
 
 def split_folders(
@@ -152,6 +179,7 @@ def split_folders(
     """
     with _opened(source, max_bytes) as yolo, _new_folder(out) as folder:
         photos = {photo.base: photo for photo in first_copies(yolo)}
+        names = short_names(photos)
         bases: dict[str, list[str]] = {}  # pill -> its base photos
         for photo in photos.values():
             for pill in {box.pill for box in photo.boxes}:
@@ -174,9 +202,11 @@ def split_folders(
             gallery=dict.fromkeys(sorted(chosen), 0),
             probes=dict.fromkeys(sorted(chosen), 0),
             strangers=dict.fromkeys(sorted(stranger_pills), 0),
+            n_copies_left_out=len(yolo.photos) - len(photos),
             n_left_out=0,
             short=tuple(pill for pill in sorted(chosen) if len(chosen[pill]) < references),
             notes=yolo.notes,
+            ignored=yolo.ignored,
         )
         n_left_out = 0
         for base in sorted(photos):
@@ -193,14 +223,12 @@ def split_folders(
                     n_left_out += 1
                     continue
                 counts[box.pill] += 1
-                _write_png(folder / part / box.pill / f"{base}_{box.number}.png", crop)
-    return FolderReport(
-        report.gallery, report.probes, report.strangers, n_left_out, report.short, report.notes
-    )
+                _write_crop(folder / part / box.pill, names[base], box, crop)
+    return replace(report, n_left_out=n_left_out)
 
 
 def first_copies(yolo: YoloSet) -> list[BoxedPhoto]:
-    """Return one copy of each base photo, the first by path, sorted by base."""
+    """Return one of Roboflow's copies of each base photo, the first by path, sorted by base."""
     first: dict[str, BoxedPhoto] = {}
     for photo in yolo.photos:
         first.setdefault(photo.base, photo)
@@ -246,13 +274,17 @@ def read_yolo(root: Path) -> YoloSet:
 
     Raises DatasetRejected naming file and line: no class names, no photos, a label line that is
     not `class x y width height` within 0..1, a class number out of range, a label file without
-    its photo. A photo without a label file has no boxes, as in YOLO training, and is noted.
+    its photo, photos below an `images` folder that belong to no split. A photo without a label
+    file has no boxes, as in YOLO training, and is noted.
     """
     pills, notes = _read_names(root / DATA_YAML)
     photos: list[BoxedPhoto] = []
+    visited = {root / DATA_YAML}
     n_bare = 0
-    for split, images, labels in _split_folders_of(root):
-        label_files = {p.stem: p for p in sorted(labels.glob("*.txt"))} if labels.is_dir() else {}
+    for folder, images, labels in _split_folders_of(root):
+        texts = sorted(labels.glob("*.txt")) if labels.is_dir() else []
+        label_files = {path.stem: path for path in texts if path.name[0] != "."}
+        visited.update(label_files.values())
         stems: dict[str, Path] = {}
         for path in sorted(p for p in images.iterdir() if p.is_file() and p.name[0] != "."):
             if path.suffix.casefold() not in SUFFIXES:
@@ -270,10 +302,12 @@ def read_yolo(root: Path) -> YoloSet:
                     remedy="Rename one of the photos and its label file.",
                 )
             stems[path.stem] = path
+            visited.add(path)
             label = label_files.pop(path.stem, None)
             boxes = _read_boxes(label, root, pills) if label else ()
             n_bare += not boxes
-            photos.append(BoxedPhoto(path, *base_and_copy(path.name), split, boxes))
+            base, copy = base_and_copy(path.name, folder)
+            photos.append(BoxedPhoto(path, folder, base, copy, SPLIT_FOLDERS[folder], boxes))
         for orphan in label_files.values():
             raise DatasetRejected(
                 str(orphan.relative_to(root)),
@@ -281,6 +315,9 @@ def read_yolo(root: Path) -> YoloSet:
                 expected="one photo per label file",
                 remedy="Add the photo or delete the label file.",
             )
+    others = sorted(path for path in root.rglob("*") if path.is_file() and path not in visited)
+    ignored = [path.relative_to(root) for path in others]
+    _check_strays(ignored)
     if not any(photo.boxes for photo in photos):
         raise DatasetRejected(
             str(root),
@@ -290,18 +327,48 @@ def read_yolo(root: Path) -> YoloSet:
         )
     if n_bare:
         notes = [*notes, f"{n_bare} photos have no box and were left out"]
-    return YoloSet(root, pills, tuple(sorted(photos, key=lambda p: str(p.path))), tuple(notes))
+    return YoloSet(
+        root,
+        pills,
+        tuple(sorted(photos, key=lambda p: str(p.path))),
+        tuple(notes),
+        tuple(file.as_posix() for file in ignored),
+    )
 
 
-def _split_folders_of(root: Path) -> list[tuple[Split, Path, Path]]:
-    found: list[tuple[Split, Path, Path]] = []
-    for folder, split in SPLIT_FOLDERS.items():
+def _check_strays(ignored: list[Path]) -> None:
+    strays = [
+        file
+        for file in ignored
+        if "images" in file.parts[:-1]
+        and file.suffix.casefold() in SUFFIXES
+        and not file.name.startswith(".")
+    ]
+    if strays:
+        raise DatasetRejected(
+            strays[0].as_posix(),
+            found=f"{len(strays)} photos in a folder that is no split",
+            expected=f"photos in images/<split>/, <split> being {', '.join(SPLIT_FOLDERS)}",
+            remedy="Rename the folder, or delete it to leave its photos out.",
+        )
+
+
+def _split_folders_of(root: Path) -> list[tuple[str, Path, Path]]:
+    found: list[tuple[str, Path, Path]] = []
+    for folder in SPLIT_FOLDERS:
+        if (root / "images" / folder).is_dir() and (root / folder / "images").is_dir():
+            raise DatasetRejected(
+                f"{folder}/images",
+                found=f"photos here and in images/{folder}/",
+                expected="one of the two arrangements",
+                remedy="Move all photos and labels of the split into one place.",
+            )
         for images, labels in (
             (root / "images" / folder, root / "labels" / folder),
             (root / folder / "images", root / folder / "labels"),
         ):
             if images.is_dir():
-                found.append((split, images, labels))
+                found.append((folder, images, labels))
             elif labels.is_dir():
                 raise DatasetRejected(
                     str(labels.relative_to(root)),
@@ -407,9 +474,17 @@ def _parse_box(text: str, source: str, pills: tuple[str, ...], number: int) -> B
     return Box(pills[index], x, y, width, height, number, source)
 
 
-def _write_png(path: Path, image: NDArray[np.uint8]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    done, data = cv2.imencode(".png", image[:, :, ::-1])
+def _write_crop(folder: Path, photo: str, box: Box, crop: NDArray[np.uint8]) -> None:
+    path = folder / f"{photo.replace('/', '_')}_{box.number}.png"
+    if path.exists():  # train/1 beside train/train_1
+        raise DatasetRejected(
+            box.source,
+            found=f"a crop that would be called {path.name}, as another one is",
+            expected="photos whose names differ also with the name of the split before them",
+            remedy="Rename the photo and its label file.",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    done, data = cv2.imencode(".png", crop[:, :, ::-1])
     assert done
     path.write_bytes(data.tobytes())
 
@@ -420,7 +495,7 @@ def _opened(source: Path, max_bytes: int) -> Iterator[YoloSet]:
         root = source
         if not source.is_dir():
             root = extract(source, Path(temporary) / "zip", max_bytes=max_bytes).directory
-        root = unwrapped(root, keep=SPLIT_FOLDERS)
+        top, root = root, unwrapped(root, keep=TOP_NAMES)
         if not (root / DATA_YAML).is_file():
             raise DatasetRejected(
                 str(source),
@@ -430,7 +505,7 @@ def _opened(source: Path, max_bytes: int) -> Iterator[YoloSet]:
             )
         yolo = read_yolo(root)
         check_pill_names(dict.fromkeys(yolo.pills, DATA_YAML))
-        yield yolo
+        yield replace(yolo, ignored=(*files_outside(top, root), *yolo.ignored))
 
 
 @contextmanager

@@ -1,0 +1,237 @@
+"""What `evaluate-folder` measures, and what it refuses to measure."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pilltrack.core.bundle import write_bundle
+from pilltrack.core.decide import Calibration
+from pilltrack.core.embedder import open_embedder
+from pilltrack.core.errors import DatasetRejected, ImageRejected
+from pilltrack.core.gallery import Gallery, Reference
+from pilltrack.core.image import read_image
+from pilltrack.pipeline.evaluate_folder import evaluate_folder, pill_photos
+from pilltrack.pipeline.protocol import Probes, measure_mated, measure_open_set
+from tests.pipeline.pill_zips import Pixels, brighter, jpeg, photo, picture, png, tree
+
+MODEL = Path(__file__).parents[1] / "golden" / "tiny_int8.tflite"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle around the golden model; its own gallery plays no part here."""
+    directory = tmp_path_factory.mktemp("bundle")
+    embedder = open_embedder(MODEL)
+    with Gallery.create(embedder.space, embedder.dim) as gallery:
+        gallery.enrol([Reference("other", "", "o.png")], embedder.embed([picture("other")]))
+        gallery.save(directory / "gallery.safetensors")
+    calibration = Calibration(
+        space=embedder.space,
+        threshold=0.9,
+        margin=0.0,
+        fpir=0.05,
+        n_stranger_probes=20,
+        n_stranger_pills=5,
+        gallery_size=1,
+        captures="rendered",
+    )
+    write_bundle(
+        directory / "bundle",
+        name="folder-test",
+        model=MODEL,
+        gallery=directory / "gallery.safetensors",
+        calibration=calibration,
+        pills={"other": {}},
+        git_commit="c",
+        data_digest="d",
+        params_digest="p",
+    )
+    return directory / "bundle"
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """Gallery of a, b, c (2 photos each), 2 probes each (one hard), strangers y and z."""
+    files: dict[str, bytes | str] = {}
+    for pill in "abc":
+        files |= {f"gallery/{pill}/{n}.png": photo(f"{pill}{n}") for n in "12"}
+        files[f"probes/{pill}/near.png"] = png(brighter(picture(f"{pill}1")))
+        files[f"probes/{pill}/far.png"] = photo(f"{pill}-far")
+    files |= {f"strangers/{pill}/{n}.png": photo(f"{pill}{n}") for pill in "yz" for n in "123"}
+    return tree(tmp_path / "mine", files)
+
+
+def folders_of(mine: Path) -> tuple[Path, Path, Path]:
+    return mine / "gallery", mine / "probes", mine / "strangers"
+
+
+def refusal(bundle: Path, mine: Path) -> DatasetRejected:
+    with pytest.raises(DatasetRejected) as caught:
+        evaluate_folder(bundle, *folders_of(mine))
+    assert caught.value.remedy.endswith(".")
+    return caught.value
+
+
+def embedded(folder: Path, names: list[str]) -> Probes:
+    images = [read_image(folder / name) for name in names]
+    return Probes(open_embedder(MODEL).embed(images), [Path(name).parent.name for name in names])
+
+
+PROBES = [f"{pill}/{name}.png" for pill in "abc" for name in ("far", "near")]
+STRANGERS = [f"{pill}/{n}.png" for pill in "yz" for n in "123"]
+
+
+@pytest.mark.parametrize(
+    ("references", "enrolled"),
+    [
+        (None, ["a/1.png", "a/2.png", "b/1.png", "b/2.png", "c/1.png", "c/2.png"]),
+        (1, ["a/1.png", "b/1.png", "c/1.png"]),
+        (2, ["a/1.png", "a/2.png", "b/1.png", "b/2.png", "c/1.png", "c/2.png"]),
+        (9, ["a/1.png", "a/2.png", "b/1.png", "b/2.png", "c/1.png", "c/2.png"]),
+    ],
+)
+def test_numbers_are_those_of_the_protocol_on_the_first_references_by_name(
+    bundle: Path, mine: Path, references: int | None, enrolled: list[str]
+) -> None:
+    gallery, probes, strangers = folders_of(mine)
+    known = embedded(gallery, enrolled)
+    mated, foreign = embedded(probes, PROBES), embedded(strangers, STRANGERS)
+    report = evaluate_folder(bundle, gallery, probes, strangers, references=references)
+    assert report == {
+        "bundle": "folder-test",
+        "gallery_pills": 3,
+        "gallery_references": len(enrolled),
+        **measure_mated(known.embeddings, known.pills, mated, seed=0),
+        **measure_open_set(known.embeddings, known.pills, mated, foreign),
+    }
+
+
+def test_which_photos_are_enrolled_goes_by_name(bundle: Path, tmp_path: Path) -> None:
+    """Photo 1 of each pill shows the other pill's probe: K = 1 confuses them, K = 2 does not."""
+    files = {
+        "gallery/a/2.png": photo("a"), "gallery/a/1.png": png(brighter(picture("b"))),
+        "gallery/b/2.png": photo("b"), "gallery/b/1.png": png(brighter(picture("a"))),
+        "probes/a/1.jpg": jpeg(picture("a"), 95), "probes/b/1.jpg": jpeg(picture("b"), 95),
+    }  # fmt: skip
+    gallery, probes, _ = folders_of(tree(tmp_path, files))
+    one, two = (evaluate_folder(bundle, gallery, probes, references=k) for k in (1, 2))
+    assert (one["gallery_references"], two["gallery_references"]) == (2, 4)
+    assert (one["recall_at_1"], two["recall_at_1"]) == (0.0, 1.0)
+
+
+def test_strangers_give_auroc_and_fnir_and_without_them_there_is_none(
+    bundle: Path, mine: Path
+) -> None:
+    gallery, probes, strangers = folders_of(mine)
+    open_set = {
+        "n_strangers", "n_stranger_pills", "auroc", "fnir_at_fpir_5pct", "actual_fpir_5pct",
+        "fnir_at_fpir_1pct", "actual_fpir_1pct",
+    }  # fmt: skip
+    without = evaluate_folder(bundle, gallery, probes)
+    report = evaluate_folder(bundle, gallery, probes, strangers)
+    assert report.keys() - without.keys() == open_set
+    assert (report["n_strangers"], report["n_stranger_pills"]) == (6, 2)
+    assert {name: report[name] for name in without} == without
+
+
+@pytest.mark.parametrize("missing", ["gallery", "probes", "strangers"])
+def test_missing_folder_is_named(bundle: Path, mine: Path, missing: str) -> None:
+    (mine / missing).rename(mine / "elsewhere")
+    error = refusal(bundle, mine)
+    assert (error.subject, error.found) == (str(mine / missing), "no such folder")
+
+
+def test_empty_folder_is_named(bundle: Path, mine: Path) -> None:
+    (mine / "probes").rename(mine / "elsewhere")
+    (mine / "probes").mkdir()
+    error = refusal(bundle, mine)
+    assert (error.subject, error.found) == (str(mine / "probes"), "no images")
+
+
+def test_probe_of_a_pill_that_is_not_enrolled_is_refused(bundle: Path, mine: Path) -> None:
+    tree(mine, {"probes/new/1.png": photo("new")})
+    error = refusal(bundle, mine)
+    assert error.subject == str(mine / "probes" / "new")
+    assert "1 pills that are not in" in error.found
+
+
+def test_stranger_that_is_enrolled_is_refused(bundle: Path, mine: Path) -> None:
+    tree(mine, {"strangers/b/1.png": photo("another b")})
+    error = refusal(bundle, mine)
+    assert error.subject == str(mine / "strangers" / "b")
+    assert "1 strangers that are enrolled" in error.found
+
+
+def test_unreadable_photo_is_named(bundle: Path, mine: Path) -> None:
+    tree(mine, {"probes/b/far.png": photo("b-far")[:60]})
+    with pytest.raises(ImageRejected, match=r"probes/b/far\.png"):
+        evaluate_folder(bundle, *folders_of(mine))
+
+
+@pytest.mark.parametrize(
+    ("others", "named", "count"),
+    [
+        (["probes/b/1.heic"], "probes/b/1.heic", 1),
+        (["probes/c/1.gif", "probes/b/1.heic"], "probes/b/1.heic", 2),
+        (["gallery/a/front/1.png"], "gallery/a/front", 1),
+        (["strangers/1.png"], "strangers/1.png", 1),
+        (["probes/only/1.HEIC"], "probes/only/1.HEIC", 1),
+    ],
+)
+def test_file_that_is_no_photo_of_a_pill_is_named_and_counted(
+    bundle: Path, mine: Path, others: list[str], named: str, count: int
+) -> None:
+    tree(mine, dict.fromkeys(others, b"x"))
+    error = refusal(bundle, mine)
+    assert error.subject == str(mine / named)
+    assert f"one of {count} in" in error.found
+
+
+def test_pill_folders_without_photos_are_named_and_counted(bundle: Path, mine: Path) -> None:
+    for pill in ("e", "d"):
+        (mine / "gallery" / pill).mkdir()
+    tree(mine, {"gallery/d/.DS_Store": b"x"})
+    error = refusal(bundle, mine)
+    assert error.subject == str(mine / "gallery" / "d")
+    assert "one of 2 such folders" in error.found
+
+
+def test_hidden_files_and_junk_of_the_desktop_are_skipped(mine: Path) -> None:
+    before = pill_photos(mine / "probes")
+    junk = [".git/config", "__MACOSX/b/1.png", "b/Thumbs.db", "b/._1.png", "desktop.ini"]
+    tree(mine / "probes", dict.fromkeys(junk, b"x"))
+    assert pill_photos(mine / "probes") == before
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("gallery/a/1.png", "probes/a/again.png"),
+        ("gallery/a/1.png", "strangers/z/again.png"),
+        ("probes/b/far.png", "strangers/z/again.png"),
+    ],
+)
+def test_photo_in_two_of_the_folders_is_refused_also_under_another_name_and_format(
+    bundle: Path, mine: Path, first: str, second: str
+) -> None:
+    pixels = read_image(mine / first)
+    renamed = Path(second).with_suffix(".bmp").as_posix()
+    tree(mine, {renamed: bitmap(pixels)})
+    error = refusal(bundle, mine)
+    assert error.subject == f"{mine / first} and {mine / renamed}"
+    assert error.found == "the same photo in two folders"
+
+
+def test_photo_twice_in_one_folder_is_no_leak(bundle: Path, mine: Path) -> None:
+    tree(mine, {"probes/b/again.png": photo("b-far")})
+    assert evaluate_folder(bundle, *folders_of(mine))["n_probes"] == 7
+
+
+def bitmap(pixels: Pixels) -> bytes:
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, "BMP")
+    return buffer.getvalue()
