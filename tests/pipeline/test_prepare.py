@@ -672,6 +672,6 @@ def test_a_data_set_that_evaluate_could_not_measure_leaves_the_old_output(tmp_pa
     out.mkdir()
     (out / "images.csv").write_text("from an earlier run")
     before = snapshot(tmp_path)
-    with pytest.raises(DatasetRejected, match="`evaluate.captures` to rendered"):
+    with pytest.raises(DatasetRejected, match="to rendered"):
         prepare(archive, whole.prepare, out, evaluation=real)
     assert snapshot(tmp_path) == before

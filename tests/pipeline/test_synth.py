@@ -195,7 +195,7 @@ def test_names_strengths_and_sizes_are_plausible() -> None:
     assert all(7 <= pill.body.length_mm <= 20 for pill in pills)
     assert all(pill.body.width_mm <= pill.body.length_mm for pill in pills)
     whites = sum(pill.colour_name.startswith(("white", "off-white")) for pill in pills)
-    assert 0.4 < whites / 500 < 0.65
+    assert 0.25 < whites / 500 < 0.45  # the most common colour, yet not most pills
     for group in families(pills):
         assert len({(pill.name, pill.strength) for pill in group}) == len(group)
 

@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -113,52 +114,52 @@ def fit(
         _with_and_without_decay(net, settings.weight_decay), lr=settings.learning_rate
     )
     plans = [_plan(captures, settings, process, epoch) for epoch in range(settings.epochs)]
-    steps = sum(len(plan) for plan in plans)
+    plan = [batch for of_epoch in plans for batch in of_epoch]
+    ends = {end: epoch for epoch, end in enumerate(accumulate(map(len, plans)), 1)}
     state = _resume(checkpoint, identity, net, optimiser, process)
     history: list[dict[str, float]] = state["history"]
-    done, losses, saved_s = int(state["step"]), list(state["losses"]), time.monotonic()
-    begin = 0
-    with tqdm(
-        total=steps, initial=done, desc=title, unit="step", disable=None if process.leads else True
-    ) as bar:
-        for epoch, plan in enumerate(plans):
-            end = begin + len(plan)
-            if done >= end:
-                begin = end
-                continue
-            started_s, first = time.monotonic(), done
-            for batch in load_batches(captures, plan[done - begin :], settings.workers):
-                rate = learning_rate(done, steps, settings)
-                for group in optimiser.param_groups:
-                    group["lr"] = rate
-                _set_mode(net, settings)
-                torch.manual_seed(hash((settings.seed, done, process.rank)))  # dropout
-                with _autocast(settings, process):
-                    loss = loss_of_batch(trained, _to_device(batch, process))
-                if not math.isfinite(loss.item()):
-                    raise StageFailed(
-                        f"{title}, epoch {epoch + 1}, step {done + 1}",
-                        found=f"loss {loss.item()}",
-                        expected="a finite loss",
-                        remedy="Lower `learning_rate` in params.yaml.",
-                    )
-                optimiser.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                done += 1
-                losses.append(loss.item())
-                bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-                bar.update()
-                if time.monotonic() - saved_s > settings.checkpoint_every_s and done < end:
-                    _save(checkpoint, identity, net, optimiser, done, history, losses, process)
-                    saved_s = time.monotonic()
-            row = (epoch + 1, done, sum(losses) / len(losses), rate)
+    done, losses = int(state["step"]), list(state["losses"])
+    saved_s = epoch_s = time.monotonic()
+    bar = tqdm(
+        load_batches(captures, plan[done:], settings.workers),
+        total=len(plan),
+        initial=done,
+        desc=title,
+        unit="step",
+        disable=None if process.leads else True,
+    )
+    for batch in bar:
+        rate = learning_rate(done, len(plan), settings)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        _set_mode(net, settings)
+        torch.manual_seed(hash((settings.seed, done, process.rank)))  # dropout
+        with _autocast(settings, process):
+            loss = loss_of_batch(trained, _to_device(batch, process))
+        if not math.isfinite(loss.item()):
+            raise StageFailed(
+                f"{title}, step {done + 1}",
+                found=f"loss {loss.item()}",
+                expected="a finite loss",
+                remedy="Lower `learning_rate` in params.yaml.",
+            )
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        done += 1
+        losses.append(loss.item())
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+        if done in ends:
+            row = (ends[done], done, sum(losses) / len(losses), rate)
             history.append(dict(zip(COLUMNS, row, strict=True)))
-            steps_per_s = (done - first) / (time.monotonic() - started_s)
-            log.info("%s: epoch %d, loss %.4f, %.2f steps/s", title, epoch + 1, row[2], steps_per_s)
-            losses, begin = [], end
+            seconds, epoch_s = time.monotonic() - epoch_s, time.monotonic()
+            log.debug("%s: epoch %d, loss %.4f, %.1f s", title, ends[done], row[2], seconds)
+            losses = []
+        if done in ends or time.monotonic() - saved_s > settings.checkpoint_every_s:
             _save(checkpoint, identity, net, optimiser, done, history, losses, process)
             saved_s = time.monotonic()
+    if history:
+        log.info("%s: %d steps, loss %.4f", title, done, history[-1]["loss"])
     net.eval()
     return history
 

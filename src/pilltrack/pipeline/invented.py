@@ -1,7 +1,8 @@
 """Invented pills: what the rendered data set is made of.
 
-`invent_pills` draws pills as a pharmacy's shelf would hold them: mostly white and round, some
-coloured, capsules in two colours, a few odd shapes. About a quarter stand in families of two to
+`invent_pills` draws pills as a pharmacy's shelf would hold them: white and round most often, many
+coloured, capsules in two colours, a few odd shapes. Coloured pills and marked backs are more
+frequent than on a real shelf, so that minutes of training have something to show. About a quarter stand in families of two to
 four that agree in everything but the imprint, or in everything but the size: the look-alikes
 that make pill identification hard. Names, makers and codes are made up.
 """
@@ -28,19 +29,19 @@ LONGEST_MM = 20.0
 WIDEST_MM = 14.5  # of pills as wide as long
 
 COLOURS: dict[str, tuple[float, list[Colour]]] = {
-    "white": (0.44, [(0.93, 0.93, 0.92), (0.91, 0.91, 0.89), (0.93, 0.91, 0.88)]),
-    "off-white": (0.08, [(0.90, 0.87, 0.79), (0.88, 0.83, 0.72)]),
-    "yellow": (0.11, [(0.93, 0.84, 0.42), (0.94, 0.80, 0.22), (0.91, 0.86, 0.60)]),
-    "pink": (0.09, [(0.90, 0.66, 0.68), (0.86, 0.48, 0.56), (0.92, 0.76, 0.75)]),
-    "orange": (0.08, [(0.93, 0.60, 0.30), (0.91, 0.52, 0.20), (0.93, 0.72, 0.52)]),
-    "blue": (0.07, [(0.50, 0.66, 0.84), (0.20, 0.42, 0.74), (0.66, 0.77, 0.88)]),
-    "green": (0.05, [(0.52, 0.74, 0.56), (0.16, 0.52, 0.40), (0.70, 0.83, 0.66)]),
-    "red": (0.04, [(0.72, 0.16, 0.16), (0.60, 0.20, 0.18)]),
-    "brown": (0.04, [(0.52, 0.32, 0.20), (0.66, 0.46, 0.30)]),
+    "white": (0.26, [(0.93, 0.93, 0.92), (0.91, 0.91, 0.89), (0.93, 0.91, 0.88)]),
+    "off-white": (0.07, [(0.90, 0.87, 0.79), (0.88, 0.83, 0.72)]),
+    "yellow": (0.13, [(0.93, 0.84, 0.42), (0.94, 0.80, 0.22), (0.91, 0.86, 0.60)]),
+    "pink": (0.12, [(0.90, 0.66, 0.68), (0.86, 0.48, 0.56), (0.92, 0.76, 0.75)]),
+    "orange": (0.11, [(0.93, 0.60, 0.30), (0.91, 0.52, 0.20), (0.93, 0.72, 0.52)]),
+    "blue": (0.12, [(0.50, 0.66, 0.84), (0.20, 0.42, 0.74), (0.66, 0.77, 0.88)]),
+    "green": (0.08, [(0.52, 0.74, 0.56), (0.16, 0.52, 0.40), (0.70, 0.83, 0.66)]),
+    "red": (0.05, [(0.72, 0.16, 0.16), (0.60, 0.20, 0.18)]),
+    "brown": (0.06, [(0.52, 0.32, 0.20), (0.66, 0.46, 0.30)]),
 }
 SHAPES: dict[Shape, float] = {
-    "round": 0.45, "caplet": 0.15, "oval": 0.13, "capsule": 0.13, "softgel": 0.04,
-    "diamond": 0.02, "triangle": 0.02, "square": 0.02, "pentagon": 0.02, "hexagon": 0.02,
+    "round": 0.32, "caplet": 0.17, "oval": 0.15, "capsule": 0.17, "softgel": 0.05,
+    "diamond": 0.03, "triangle": 0.03, "square": 0.03, "pentagon": 0.02, "hexagon": 0.03,
 }  # fmt: skip
 MAKERS = ("Arboretum", "Bellweather", "Corvid Labs", "Dunmore", "Eastlight", "Fennimore", "Grell")
 # Syllables without the stems that tell real drugs apart (-pril, -olol, -statin, -mab, ...).
@@ -234,9 +235,9 @@ def _faces(
     other = rng.random()
     if shape == "capsule":
         back = front if other < 0.5 else style
-    elif other < 0.3:
+    elif other < 0.5:
         back = replace(style, lines=(_code(rng, taken),))
-    elif other < 0.36:
+    elif other < 0.6:
         back = replace(style, logo=LOGOS[int(rng.integers(len(LOGOS)))])
     if finish in ("matte", "coated") and not printed and shape != "triangle":
         scored = rng.random()
