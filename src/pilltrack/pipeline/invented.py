@@ -2,9 +2,9 @@
 
 `invent_pills` draws pills as a pharmacy's shelf would hold them: white and round most often, many
 coloured, capsules in two colours, a few odd shapes. Coloured pills and marked backs are more
-frequent than on a real shelf, so that minutes of training have something to show. About a quarter stand in families of two to
-four that agree in everything but the imprint, or in everything but the size: the look-alikes
-that make pill identification hard. Names, makers and codes are made up.
+frequent than on a real shelf, so that minutes of training have something to show. About a quarter
+stand in families of two to four that agree in everything but the imprint, or in everything but
+the size: the look-alikes that make pill identification hard. Names, makers and codes are made up.
 """
 
 from __future__ import annotations
