@@ -45,4 +45,4 @@ bench: install
 
 # Freeze what is installed; run it after changing a pin in pyproject.toml.
 lock: install
-	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' > constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//' > constraints.txt
