@@ -10,12 +10,9 @@ import pytest
 from PIL import Image
 
 from pilltrack.cli import STAGES, main
-from pilltrack.core.bundle import write_bundle
-from pilltrack.core.decide import Calibration
-from pilltrack.core.embedder import open_embedder
-from pilltrack.core.gallery import Gallery, Reference
+from pilltrack.core.image import read_image
+from tests.tiny_bundle import tiny_bundle
 
-MODEL = Path(__file__).parent / "golden" / "tiny_int8.tflite"
 COMMANDS = [*STAGES, "identify", "evaluate-folder", "synth", "crop-boxes", "summary"]
 
 
@@ -30,33 +27,7 @@ def red(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def bundle(tmp_path: Path, red: Path) -> Path:
-    embedder = open_embedder(MODEL)
-    with Gallery.create(embedder.space, embedder.dim) as gallery:
-        photo = np.asarray(Image.open(red).convert("RGB"))
-        gallery.enrol([Reference("red-pill", "", "red.png")], embedder.embed([photo]))
-        gallery.save(tmp_path / "gallery.safetensors")
-    calibration = Calibration(
-        space=embedder.space,
-        threshold=0.99,
-        margin=0.0,
-        fpir=0.05,
-        n_stranger_probes=20,
-        n_stranger_pills=5,
-        gallery_size=1,
-        captures="rendered",
-    )
-    write_bundle(
-        tmp_path / "bundle",
-        name="t",
-        model=MODEL,
-        gallery=tmp_path / "gallery.safetensors",
-        calibration=calibration,
-        pills={"red-pill": {}},
-        git_commit="c",
-        data_digest="d",
-        params_digest="p",
-    )
-    return tmp_path / "bundle"
+    return tiny_bundle(tmp_path, "red-pill", read_image(red))
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -8,49 +8,19 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pilltrack.core.bundle import write_bundle
-from pilltrack.core.decide import Calibration
 from pilltrack.core.embedder import open_embedder
 from pilltrack.core.errors import DatasetRejected, ImageRejected
-from pilltrack.core.gallery import Gallery, Reference
 from pilltrack.core.image import read_image
 from pilltrack.pipeline.evaluate_folder import evaluate_folder, pill_photos
 from pilltrack.pipeline.protocol import Probes, measure_mated, measure_open_set
 from tests.pipeline.pill_zips import Pixels, brighter, jpeg, photo, picture, png, tree
-
-MODEL = Path(__file__).parents[1] / "golden" / "tiny_int8.tflite"
+from tests.tiny_bundle import MODEL, tiny_bundle
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle around the golden model; its own gallery plays no part here."""
-    directory = tmp_path_factory.mktemp("bundle")
-    embedder = open_embedder(MODEL)
-    with Gallery.create(embedder.space, embedder.dim) as gallery:
-        gallery.enrol([Reference("other", "", "o.png")], embedder.embed([picture("other")]))
-        gallery.save(directory / "gallery.safetensors")
-    calibration = Calibration(
-        space=embedder.space,
-        threshold=0.9,
-        margin=0.0,
-        fpir=0.05,
-        n_stranger_probes=20,
-        n_stranger_pills=5,
-        gallery_size=1,
-        captures="rendered",
-    )
-    write_bundle(
-        directory / "bundle",
-        name="folder-test",
-        model=MODEL,
-        gallery=directory / "gallery.safetensors",
-        calibration=calibration,
-        pills={"other": {}},
-        git_commit="c",
-        data_digest="d",
-        params_digest="p",
-    )
-    return directory / "bundle"
+    return tiny_bundle(tmp_path_factory.mktemp("bundle"), "other", picture("other"))
 
 
 @pytest.fixture
@@ -102,7 +72,7 @@ def test_numbers_are_those_of_the_protocol_on_the_first_references_by_name(
     mated, foreign = embedded(probes, PROBES), embedded(strangers, STRANGERS)
     report = evaluate_folder(bundle, gallery, probes, strangers, references=references)
     assert report == {
-        "bundle": "folder-test",
+        "bundle": "tiny",
         "gallery_pills": 3,
         "gallery_references": len(enrolled),
         **measure_mated(known.embeddings, known.pills, mated, seed=0),
