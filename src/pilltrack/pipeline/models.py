@@ -139,8 +139,9 @@ def weights_file(weights: str) -> list[Path]:
 
 def save_network(net: EmbeddingNet, path: Path, *, input_size_px: int) -> None:
     """Write weights and description as safetensors; to a temporary name, then renamed."""
-    metadata = {key: json.dumps(value, sort_keys=True) for key, value in net.description.items()}
-    metadata["input_size_px"] = str(input_size_px)
+    description = {**net.description, "input_size_px": input_size_px}
+    # One key: safetensors writes several in random order, and equal networks would differ.
+    metadata = {"pilltrack": json.dumps(description, sort_keys=True)}
     tensors = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
     write_atomically(path, save(tensors, metadata=metadata))
 
@@ -152,7 +153,7 @@ def load_network(path: Path) -> tuple[EmbeddingNet, int]:
     """
     tensors, metadata = read_tensors(path)
     try:
-        description = {key: json.loads(value) for key, value in metadata.items()}
+        description = json.loads(metadata["pilltrack"])
         input_size_px = description.pop("input_size_px")
         net = EmbeddingNet(**description)
         net.load_state_dict(tensors)
