@@ -8,8 +8,6 @@ trained on nor enrolled; augmented ones are new captures of enrolled photos.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 from collections import Counter
@@ -44,7 +42,7 @@ from pilltrack.pipeline.protocol import (
     top_scores,
 )
 from pilltrack.pipeline.report import markdown_report
-from pilltrack.pipeline.table import ImageRow, load_images
+from pilltrack.pipeline.table import ImageRow, load_images, write_csv
 
 log = logging.getLogger(__name__)
 BATCH = 64
@@ -62,7 +60,7 @@ def main(params: Params, artifacts: Path) -> None:
         calibration, metrics, curve = evaluate(params, artifacts / "prepare", embedder, gallery)
     metrics["model"] = {"int8_bytes": (artifacts / "convert" / "model.tflite").stat().st_size}
     write_atomically(out / "metrics.json", json.dumps(metrics, indent=1, sort_keys=True).encode())
-    write_atomically(out / "det.csv", _csv(("cohort", "fpir", "fnir"), curve))
+    write_csv(out / "det.csv", ("cohort", "fpir", "fnir"), curve)
     write_atomically(out / "report.md", markdown_report(metrics, params.evaluate).encode())
     gate(metrics, params.evaluate)  # the figures above can be read either way
     write_atomically(out / "calibration.json", calibration.model_dump_json(indent=1).encode())
@@ -242,11 +240,3 @@ def _batches(shots: Iterator[_Shot]) -> Iterator[list[_Shot]]:
     iterator = iter(shots)
     while batch := list(islice(iterator, BATCH)):
         yield batch
-
-
-def _csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return text.getvalue().encode()

@@ -12,7 +12,6 @@ over its own share.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
@@ -37,6 +36,7 @@ from pilltrack.core.files import write_atomically
 from pilltrack.pipeline.data import Batch, Captures, Item, batch_plan, load_batches, shares_of_rank
 from pilltrack.pipeline.models import place
 from pilltrack.pipeline.params import DistillParams, TrainParams
+from pilltrack.pipeline.table import write_csv
 
 log = logging.getLogger(__name__)
 
@@ -198,11 +198,7 @@ def identity_of(settings: Iterable[Any], inputs: Iterable[Path]) -> str:
 
 def write_history(history: list[dict[str, float]], path: Path) -> None:
     """Write the history as CSV, one row per epoch; whole or not at all."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    write_atomically(path, text.getvalue().encode())
+    write_csv(path, COLUMNS, [[row[column] for column in COLUMNS] for row in history])
 
 
 def _plan(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 from pilltrack.core.errors import DatasetRejected
+from pilltrack.core.files import write_atomically
 
 Side = Literal["front", "back", ""]
 Capture = Literal["real", "rendered"]
@@ -120,12 +121,22 @@ def load_pills(directory: Path) -> dict[str, PillRow]:
 
 def write_images(directory: Path, rows: Iterable[ImageRow]) -> Path:
     """Write `images.csv`, sorted by image, with Unix line ends; returns its path."""
-    return _write(directory / IMAGES_CSV, IMAGE_COLUMNS, [astuple(row) for row in sorted(rows)])
+    return write_csv(directory / IMAGES_CSV, IMAGE_COLUMNS, [astuple(row) for row in sorted(rows)])
 
 
 def write_pills(directory: Path, rows: Iterable[PillRow]) -> Path:
     """Write `pills.csv`, sorted by pill, with Unix line ends; returns its path."""
-    return _write(directory / PILLS_CSV, PILL_COLUMNS, [astuple(row) for row in sorted(rows)])
+    return write_csv(directory / PILLS_CSV, PILL_COLUMNS, [astuple(row) for row in sorted(rows)])
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
+    """Write a CSV with Unix line ends, whole or not at all; returns its path."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
+    return path
 
 
 def read_table(
@@ -277,13 +288,3 @@ def _check_header(
             expected=f"columns {columns}",
             remedy="Add the column to the first line.",
         )
-
-
-def _write(path: Path, columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Path:
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
-    temporary.replace(path)
-    return path
