@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 DATA := data/pills_dataset_resnet.zip
 BUNDLE := artifacts/package/bundle
 
-.PHONY: install demo test check bench lock
+.PHONY: install demo test check bench deps lock
 
 install: $(VENV)/.installed
 
@@ -22,7 +22,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(DATA): | install
-	pilltrack synth --pills 160 --photos 16 --seed 7 --out $@
+	pilltrack synth --pills 240 --photos 16 --seed 7 --out $@
 	dvc add --quiet --force $@
 
 demo: install $(DATA)
@@ -42,6 +42,10 @@ bench: install
 	python benchmarks/synth_throughput.py
 	python benchmarks/identify_latency.py --bundle $(BUNDLE)
 	python benchmarks/device_install.py
+
+# Write the source files that each stage imports into dvc.yaml.
+deps: install
+	python -m tests.imports
 
 # Freeze what is installed; run it after changing a pin in pyproject.toml.
 lock: install

@@ -42,3 +42,23 @@ def transitive_files(module: str) -> set[str]:
         files.add(str(path.relative_to(ROOT)))
         waiting += imported_modules(path)
     return {name for name in files if not name.endswith("__init__.py")}
+
+
+def write_dvc_deps(path: Path) -> None:
+    """Bring the source files in the `deps` of every stage of a dvc.yaml up to date."""
+    lines: list[str] = []
+    stage = ""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("      - src/pilltrack/"):
+            continue
+        if line.startswith("    cmd: pilltrack "):
+            stage = line.split()[-1]
+        if line == "    params:":
+            files = transitive_files(f"pilltrack.pipeline.{stage}")
+            lines += [f"      - {file}" for file in sorted(files)]
+        lines.append(line)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_dvc_deps(ROOT / "dvc.yaml")

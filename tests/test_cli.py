@@ -13,7 +13,10 @@ from pilltrack.cli import STAGES, main
 from pilltrack.core.image import read_image
 from tests.tiny_bundle import tiny_bundle
 
-COMMANDS = [*STAGES, "identify", "evaluate-folder", "synth", "crop-boxes", "summary"]
+COMMANDS = [
+    *STAGES, "identify", "evaluate-folder", "evaluate-epillid", "report", "compare", "synth",
+    "crop-boxes", "summary",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -112,5 +115,8 @@ def test_evaluate_folder_prints_recall_and_counts(
     arguments = [f"--{name}={tmp_path / name}" for name in ("gallery", "probes")]
     assert main(["evaluate-folder", f"--bundle={bundle}", "--json", *arguments]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["recall_at_1"] == 1.0
+    assert report["recall_at_1"] == {"value": 1.0}
     assert (report["gallery_references"], report["n_probes"]) == (1, 1)
+    assert main(["evaluate-folder", f"--bundle={bundle}", *arguments]) == 0
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert ["recall_at_1", "100.0 % (too few pills for an interval)"] in lines

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilltrack.core.bundle import write_bundle
-from pilltrack.core.decide import Calibration
+from pilltrack.core.decide import Calibration, Evidence
 from pilltrack.core.embedder import open_embedder
 from pilltrack.core.gallery import Gallery, Reference
 
@@ -21,25 +21,42 @@ def tiny_bundle(directory: Path, pill: str, photo: NDArray[np.uint8]) -> Path:
     with Gallery.create(embedder.space, embedder.dim) as gallery:
         gallery.enrol([Reference(pill, "", "reference.png")], embedder.embed([photo]))
         gallery.save(directory / "gallery.safetensors")
-    calibration = Calibration(
-        space=embedder.space,
-        threshold=0.99,
-        margin=0.0,
-        fpir=0.05,
-        n_stranger_probes=20,
-        n_stranger_pills=5,
-        gallery_size=1,
-        captures="rendered",
-    )
     write_bundle(
         directory / "bundle",
         name="tiny",
         model=MODEL,
         gallery=directory / "gallery.safetensors",
-        calibration=calibration,
+        calibration=tiny_calibration(embedder.space),
         pills={pill: {}},
         git_commit="c",
         data_digest="d",
         params_digest="p",
     )
     return directory / "bundle"
+
+
+def tiny_calibration(
+    space: str, *, threshold: float = 0.99, margin: float = 0.0, gallery_size: int = 1
+) -> Calibration:
+    """A rule that promises at most 5 % of either harm, on made-up evidence."""
+    return Calibration(
+        space=space,
+        threshold=threshold,
+        margin=margin,
+        fpir=0.05,
+        misnamed=0.05,
+        confidence=0.95,
+        gallery_size=gallery_size,
+        captures="rendered",
+        evidence=Evidence(
+            n_stranger_pills=60,
+            n_stranger_photos=120,
+            fpir=0.0,
+            fpir_upper=0.0487,
+            n_mated_pills=60,
+            n_mated_photos=120,
+            misnamed=0.0,
+            misnamed_upper=0.0487,
+            fnir=0.5,
+        ),
+    )

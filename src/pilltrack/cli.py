@@ -103,6 +103,9 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=_run_stage, stage=stage)
     _add_identify(commands)
     _add_evaluate_folder(commands)
+    _add_evaluate_epillid(commands)
+    _add_report(commands)
+    _add_compare(commands)
     _add_synth(commands)
     _add_crop_boxes(commands)
     _add_summary(commands)
@@ -202,9 +205,141 @@ def _evaluate_folder(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(report))
         return 0
+    from pilltrack.pipeline.results import Measure
+    from pilltrack.pipeline.verdict import in_words
+
     for name, value in report.items():
+        if isinstance(value, dict):
+            measure = Measure.model_validate(value)
+            share = name not in ("map", "auroc")
+            value = in_words(measure, report.get("n_stranger_pills", 0), is_share=share)
         print(f"{name:24} {value}")
     return 0
+
+
+def _add_evaluate_epillid(commands: Any) -> None:
+    command = _command(
+        commands,
+        "evaluate-epillid",
+        "run the ePillID benchmark's protocol with a bundle's model, without training",
+        "pilltrack evaluate-epillid ePillID_data --bundle artifacts/package/bundle\n"
+        "pilltrack evaluate-epillid ePillID_data --bundle artifacts/package/bundle \\\n"
+        "    --fold 4 --json",
+    )
+    command.add_argument(
+        "directory", type=Path, metavar="DIR", help="holds classification_data/ and folds/"
+    )
+    command.add_argument("--bundle", type=Path, required=True, metavar="DIR")
+    command.add_argument(
+        "--fold",
+        type=_not_negative,
+        action="append",
+        dest="folds",
+        metavar="N",
+        help="0 to 4, repeatable (all); 4 is the benchmark's holdout",
+    )
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    command.set_defaults(run=_evaluate_epillid)
+
+
+def _evaluate_epillid(arguments: argparse.Namespace) -> int:
+    from pilltrack.pipeline.epillid import as_text, evaluate_epillid
+
+    report = evaluate_epillid(arguments.bundle, arguments.directory, arguments.folds)
+    print(json.dumps(report) if arguments.json else as_text(report))
+    return 0
+
+
+def _add_report(commands: Any) -> None:
+    command = _command(
+        commands,
+        "report",
+        "write what evaluate found as a page (report.html) and a pull-request comment (report.md)",
+        "pilltrack report\npilltrack report --against v0.1.0 --out reports/today",
+    )
+    command.add_argument(
+        "--params", type=Path, default=Path("params.yaml"), help="default: params.yaml"
+    )
+    command.add_argument(
+        "--artifacts", type=Path, default=Path("artifacts"), help="default: artifacts"
+    )
+    command.add_argument(
+        "--out",
+        type=Path,
+        default=Path("artifacts/report"),
+        metavar="DIR",
+        help="default: artifacts/report",
+    )
+    command.add_argument(
+        "--against", metavar="REV", help="git revision whose metrics stand beside today's"
+    )
+    command.set_defaults(run=_report)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from pilltrack.pipeline.params import load_params
+    from pilltrack.pipeline.report import report
+
+    params = load_params(arguments.params)
+    for path in report(params, arguments.artifacts, arguments.out, against=arguments.against):
+        print(path)
+    return 0
+
+
+def _add_compare(commands: Any) -> None:
+    command = _command(
+        commands,
+        "compare",
+        "may bundle B take the place of bundle A?",
+        "pilltrack compare v1.0 artifacts/package/bundle\n"
+        "pilltrack compare v1.0 HEAD --require-better --markdown comparison.md",
+    )
+    command.description = (
+        "Put two bundles before one frozen test set and judge the differences.\n\n"
+        "A and B are each a directory with a bundle, else a git revision. Exit code 3 when B is\n"
+        "worse, breaks a promise, or when there are too few pills to tell; with --require-better\n"
+        "also when B is not shown to be better."
+    )
+    command.add_argument("champion", metavar="A", help="the bundle in use")
+    command.add_argument("challenger", metavar="B", help="the one that may follow it")
+    command.add_argument(
+        "--params", type=Path, default=Path("params.yaml"), help="default: params.yaml"
+    )
+    command.add_argument(
+        "--artifacts", type=Path, default=Path("artifacts"), help="with prepare/ (artifacts)"
+    )
+    command.add_argument(
+        "--captures",
+        choices=("real", "rendered", "augmented"),
+        help="default: evaluate.captures of the params",
+    )
+    command.add_argument(
+        "--require-better", action="store_true", help="no difference is not enough"
+    )
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    command.add_argument(
+        "--markdown", type=Path, metavar="FILE.md", help="also write a pull-request comment"
+    )
+    command.set_defaults(run=_compare)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from pilltrack.core.files import write_atomically
+    from pilltrack.pipeline.compare import compare, exit_code
+    from pilltrack.pipeline.comparison_text import to_json, to_markdown, to_text
+    from pilltrack.pipeline.params import load_params
+
+    comparison = compare(
+        load_params(arguments.params),
+        arguments.artifacts,
+        arguments.champion,
+        arguments.challenger,
+        captures=arguments.captures,
+    )
+    print(to_json(comparison) if arguments.json else to_text(comparison))
+    if arguments.markdown:
+        write_atomically(arguments.markdown, to_markdown(comparison).encode())
+    return exit_code(comparison, arguments.require_better)
 
 
 def _add_synth(commands: Any) -> None:

@@ -10,10 +10,10 @@ import pytest
 
 from pilltrack.core import bundle as module
 from pilltrack.core.bundle import Manifest, read_bundle, write_bundle
-from pilltrack.core.decide import Calibration
 from pilltrack.core.embedder import embedding_space
 from pilltrack.core.errors import BundleRejected, SpaceMismatch
 from pilltrack.core.gallery import Gallery, Reference
+from tests.calibrations import calibration
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 INT8 = GOLDEN / "tiny_int8.tflite"
@@ -169,13 +169,15 @@ def test_another_version_of_preprocessing_is_another_space(
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        (lambda m: m.update(format=2), "format 2; expected format 1"),
+        (lambda m: m.update(format=3), "format 3; expected format 2"),
         (lambda m: m.update(format="1"), "format '1'"),
         (lambda m: m.update(format=True), "format True"),
         (lambda m: m.pop("format"), "format None"),
         (lambda m: m.update(surprise=1), "surprise: Extra inputs"),
         (lambda m: m.pop("calibration"), "calibration: Field required"),
         (lambda m: m["calibration"].update(threshold=float("nan")), "threshold"),
+        (lambda m: m["calibration"]["evidence"].update(fpir_upper=0.5), "fpir of up to 0.5000"),
+        (lambda m: m["calibration"].pop("evidence"), "calibration.evidence: Field required"),
         (lambda m: m["model"].update(input_size_px="32"), "input_size_px"),
         (lambda m: m["model"].update(file="../model.tflite"), "model.file"),
         (lambda m: m.update(space="short"), "space"),
@@ -225,22 +227,12 @@ def write(
 ) -> Manifest:
     space = embedding_space(model)
     work.mkdir(exist_ok=True)
-    calibration = Calibration(
-        space=calibration_space or space,
-        threshold=0.5,
-        margin=0.1,
-        fpir=0.01,
-        n_stranger_probes=120,
-        n_stranger_pills=30,
-        gallery_size=1,
-        captures="simulated",
-    )
     return write_bundle(
         directory,
         name=name,
         model=model,
         gallery=save_gallery(work / "gallery", space=space),
-        calibration=calibration,
+        calibration=calibration(calibration_space or space),
         pills={"aspirin": {"ndc": "0001-0001", "name": "Aspirin®"}},
         git_commit="abc123",
         data_digest="d" * 64,

@@ -6,8 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pilltrack.core.decide import REJECT_EVERYTHING, Calibration, decide, threshold_at_fpir
+from pilltrack.core.decide import REJECT_EVERYTHING, Calibration, decide
 from pilltrack.core.gallery import Candidate
+from pilltrack.core.metrics import just_above
+from tests.calibrations import calibration
 
 scores = st.floats(-1, 1)
 
@@ -93,58 +95,18 @@ def test_calibration_refuses_wrong_values(wrong: dict[str, float]) -> None:
 
 
 def test_calibration_survives_json_to_the_last_bit() -> None:
-    before = calibration(threshold=threshold_at_fpir([0.1, 0.2, 0.3], 0.3))
+    before = calibration(threshold=just_above(0.1))
     assert Calibration.model_validate_json(before.model_dump_json()) == before
 
 
-def test_threshold_lies_just_above_the_kth_smallest_score() -> None:
-    strangers = [0.9, 0.1, 0.8, 0.2, 0.3, 0.7, 0.4, 0.6, 0.5]  # n = 9; k = ceil(10 * 0.8) = 8
-    threshold = threshold_at_fpir(strangers, 0.2)
-    assert 0.8 < threshold < 0.8 + 1e-6
-
-
-def test_ranks_are_counted_in_decimals() -> None:
-    strangers = [i / 32 for i in range(19)]  # 20 * (1 - 0.05) = 19: exactly enough
-    assert threshold_at_fpir(strangers, 0.05) == pytest.approx(18 / 32, abs=1e-6)
-
-
-def test_scores_equal_to_the_kth_are_rejected_in_float32_too() -> None:
-    strangers = np.full(99, 0.7, dtype=np.float32)
-    threshold = threshold_at_fpir(strangers, 0.01)
-    assert not (strangers >= threshold).any()
-
-
-def test_too_few_strangers_cannot_support_the_promise() -> None:
-    assert threshold_at_fpir([0.1] * 98, 0.01) == REJECT_EVERYTHING
-    assert threshold_at_fpir([0.1] * 99, 0.01) < 0.11
+def test_a_threshold_above_every_cosine_accepts_nothing() -> None:
     best = decide([Candidate("a", 1.0)], calibration(threshold=REJECT_EVERYTHING))
     assert best.kind == "unknown"
 
 
-def test_promise_holds_on_average_for_new_strangers() -> None:
-    random = np.random.default_rng(0)
-    draws = random.uniform(size=(4000, 40))
-    accepted = [row[39] >= threshold_at_fpir(row[:39], 0.1) for row in draws]
-    assert np.mean(accepted) == pytest.approx(0.1, abs=0.015)  # k = 36 of 39: exactly 4 / 40
-
-
-@pytest.mark.parametrize(
-    ("strangers", "fpir"),
-    [([], 0.1), ([0.1, math.nan], 0.1), ([[0.1]], 0.1), ([0.1], 0.0), ([0.1], 1.0)],
-)
-def test_threshold_refuses_unusable_input(strangers: list[float], fpir: float) -> None:
-    with pytest.raises(ValueError, match="expected"):
-        threshold_at_fpir(strangers, fpir)
-
-
-def calibration(threshold: float = 0.5, margin: float = 0.1) -> Calibration:
-    return Calibration(
-        space="s",
-        threshold=threshold,
-        margin=margin,
-        fpir=0.01,
-        n_stranger_probes=100,
-        n_stranger_pills=20,
-        gallery_size=3,
-        captures="simulated",
-    )
+@pytest.mark.parametrize("harm", ["fpir", "misnamed"])
+def test_a_calibration_whose_evidence_breaks_its_promise_cannot_be_made(harm: str) -> None:
+    content = calibration().model_dump()
+    content["evidence"][f"{harm}_upper"] = content[harm] + 0.001
+    with pytest.raises(ValidationError, match=f"{harm} of up to"):
+        Calibration(**content)

@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 
 from pilltrack.core import bundle as bundle_module
 from pilltrack.core.bundle import write_bundle
-from pilltrack.core.decide import Calibration, Decision
+from pilltrack.core.decide import Decision
 from pilltrack.core.embedder import open_embedder
 from pilltrack.core.errors import BundleRejected, SpaceMismatch
 from pilltrack.core.gallery import Candidate, Gallery, Reference
 from pilltrack.core.identify import IdentifiedPill, identify, open_identifier, to_json
+from tests.calibrations import calibration
 
 INT8 = Path(__file__).parents[1] / "golden" / "tiny_int8.tflite"
 PLANE = "plane"  # the embedding space of Compass
@@ -175,16 +176,3 @@ def plane_gallery() -> Gallery:
 
 def frame(colour: tuple[int, int, int]) -> NDArray[np.uint8]:
     return np.full((40, 60, 3), colour, dtype=np.uint8)
-
-
-def calibration(space: str, threshold: float = 0.5, margin: float = 0.1) -> Calibration:
-    return Calibration(
-        space=space,
-        threshold=threshold,
-        margin=margin,
-        fpir=0.01,
-        n_stranger_probes=100,
-        n_stranger_pills=20,
-        gallery_size=2,
-        captures="simulated",
-    )

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from pilltrack.core.metrics import (
     auroc,
+    average_precision,
     best_per_pill,
-    bootstrap_interval,
     fnir_at_fpir,
     just_above,
     recall_at_k,
@@ -90,37 +90,12 @@ def test_auroc_counts_pairs_with_ties_as_half() -> None:
     assert auroc([5, 5, 5], [5, 5]) == 0.5
 
 
-def test_interval_of_agreeing_values_has_no_width() -> None:
-    assert bootstrap_interval([1, 1, 1], ["a", "b", "c"], seed=0) == (1.0, 1.0)
-
-
-def test_interval_depends_on_the_seed_only() -> None:
-    values, groups = [0, 1, 1, 0, 1], ["a", "a", "b", "c", "d"]
-    first = bootstrap_interval(values, groups, seed=5)
-    assert bootstrap_interval(values, groups, seed=5) == first
-    assert bootstrap_interval(values[::-1], groups[::-1], seed=5) == first
-
-
-def test_pills_are_resampled_not_photos() -> None:
-    # Ten pills with 100 like photos each: as uncertain as ten values, not as a thousand.
-    values = [float(pill < 5) for pill in range(10) for _ in range(100)]
-    groups = [str(pill) for pill in range(10) for _ in range(100)]
-    low, high = bootstrap_interval(values, groups, seed=1)
-    few_low, few_high = bootstrap_interval(values[::100], groups[::100], seed=1)
-    assert (low, high) == pytest.approx((few_low, few_high))
-    assert high - low > 0.4
-
-
-def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    random = np.random.default_rng(0)
-    covered = 0
-    for trial in range(200):
-        values = random.uniform(size=40) < 0.5
-        low, high = bootstrap_interval(
-            values, [str(i) for i in range(40)], n_resamples=200, level=0.9, seed=trial
-        )
-        covered += low <= 0.5 <= high
-    assert covered / 200 == pytest.approx(0.9, abs=0.07)
+def test_average_precision_counts_ties_against_us() -> None:
+    # Relevant at ranks 1, 3 and 4: (1/1 + 2/3 + 3/4) / 3.
+    found = average_precision([0.9, 0.8, 0.7, 0.6, 0.1], [True, False, True, True, False])
+    assert found == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
+    assert average_precision([0.5, 0.5], [True, False]) == 0.5  # the other one counts as ahead
+    assert average_precision([0.5, 0.5], [True, True]) == 1.0
 
 
 @given(st.floats(-1, 1))
@@ -139,7 +114,7 @@ def test_just_above_rejects_the_score_in_both_precisions(score: float) -> None:
         lambda bad: fnir_at_fpir([0.1], [True], bad, 0.1),
         lambda bad: auroc(bad, [0.1]),
         lambda bad: auroc([0.1], bad),
-        lambda bad: bootstrap_interval(bad, ["a"] * len(bad), seed=0),
+        lambda bad: average_precision(bad, [True] * len(bad)),
     ],
 )
 @pytest.mark.parametrize("bad", [[], [math.nan]])
@@ -160,9 +135,8 @@ def test_empty_and_nan_input_is_refused(
         lambda: fnir_at_fpir([0.1], [True, False], [0.1], 0.1),
         lambda: fnir_at_fpir([0.1], [1], [0.1], 0.1),
         lambda: fnir_at_fpir([0.1], [True], [0.1], 1.0),
-        lambda: bootstrap_interval([1, 2], ["a"], seed=0),
-        lambda: bootstrap_interval([1], ["a"], n_resamples=0, seed=0),
-        lambda: bootstrap_interval([1], ["a"], level=1.0, seed=0),
+        lambda: average_precision([0.1], [True, False]),
+        lambda: average_precision([0.1], [False]),
     ],
 )
 def test_input_that_does_not_fit_together_is_refused(call: Callable[[], object]) -> None:

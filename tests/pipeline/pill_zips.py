@@ -1,5 +1,6 @@
 """Small pill photos and archives, built in code."""
 
+import hashlib
 import io
 import zipfile
 import zlib
@@ -10,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pilltrack.pipeline.duplicates import Fingerprint
 from pilltrack.pipeline.params import PrepareParams
 
 Pixels = NDArray[np.uint8]
@@ -38,6 +40,12 @@ def jpeg(image: Pixels, quality: int = 90) -> bytes:
     done, data = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     assert done
     return bytes(data)
+
+
+def different(name: str) -> Fingerprint:
+    """A fingerprint that is far from that of every other name."""
+    bits = np.frombuffer(hashlib.sha256(name.encode()).digest(), np.uint64)
+    return Fingerprint(name, bits, np.zeros((64, 64, 3), np.uint8), 1.0)
 
 
 def photo(name: str) -> bytes:

@@ -21,6 +21,8 @@ WHOLE = [
     _row("a", "train", "fit"),
     _row("a", "train", "probe", n=1),
     _row("b", "validation", "stranger"),
+    _row("v", "validation", "reference"),
+    _row("v", "validation", "probe", n=1),
     _row("c", "test", "reference"),
     _row("c", "test", "probe", n=1),
     _row("d", "test", "stranger"),
@@ -42,9 +44,11 @@ def test_photos_of_every_cohort_are_accepted() -> None:
 @pytest.mark.parametrize(
     ("rows", "captures", "per_photo", "absent"),
     [
-        (STUDIO, "real", 1, "new and seen"),
+        (STUDIO, "real", 1, "new pills in the validation"),
+        ([r for r in WHOLE if r.role != "probe" or r.pill == "v"], "real", 1, "new and seen"),
         (WHOLE, "rendered", 1, "strangers"),
         (WHOLE, "augmented", 0, "strangers"),
+        ([row for row in WHOLE if row.split != "test"], "real", 1, "pills in the test split"),
         ([row for row in WHOLE if row.pill != "b"], "real", 1, "strangers pills in the validation"),
     ],
 )

@@ -266,6 +266,10 @@ def test_pills_csv_adds_what_is_known(tmp_path: Path) -> None:
         ("pill\na\na\n", "pills.csv:3", "'a' a second time"),
         ("pill,color\na,red\n", "pills.csv:1", "unknown column 'color'"),
         ("name\nAdvil\n", "pills.csv:1", "no column pill"),
+        ("pill,size_mm\na,12 mm\n", "pills.csv:2", "size_mm '12 mm'"),
+        ("pill,size_mm\na,0.0\n", "pills.csv:2", "size_mm '0.0'"),
+        ("pill,size_mm\na,nan\n", "pills.csv:2", "size_mm 'nan'"),
+        ('pill,size_mm\na,"12,5"\n', "pills.csv:2", "size_mm '12,5'"),
     ],
 )
 def test_mistake_in_pills_csv_is_named_with_its_line(
@@ -326,9 +330,21 @@ def test_written_images_are_read_back_sorted(
 
 
 def test_written_pills_are_read_back_sorted(tmp_path: Path) -> None:
-    rows = [PillRow("b", name='5 mg, "round"'), PillRow("a", colour="weiß")]
+    rows = [PillRow("b", name='5 mg, "round"'), PillRow("a", colour="weiß", size_mm="12.5")]
     write_pills(tmp_path, rows)
     assert load_pills(tmp_path) == {"a": rows[1], "b": rows[0]}
+
+
+def test_pills_written_before_sizes_were_known_are_still_read(tmp_path: Path) -> None:
+    old = "pill,name,ndc,strength,maker,shape,colour,imprint\na,Advil,,,,round,,\n"
+    (tmp_path / "pills.csv").write_text(old)
+    assert load_pills(tmp_path) == {"a": PillRow("a", name="Advil", shape="round")}
+
+
+def test_size_that_is_no_number_is_refused_between_stages_too(tmp_path: Path) -> None:
+    write_pills(tmp_path, [PillRow("a", size_mm="big")])
+    with pytest.raises(DatasetRejected, match=r"pills\.csv:2: size_mm 'big'; expected millim"):
+        load_pills(tmp_path)
 
 
 def test_missing_table_says_which_stage_writes_it(tmp_path: Path) -> None:

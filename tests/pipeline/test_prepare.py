@@ -14,12 +14,14 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
+import cv2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pilltrack.core.errors import ArchiveRejected, DatasetRejected, PillTrackError
-from pilltrack.pipeline.audit import check_leaks
+from pilltrack.core.errors import ArchiveRejected, DatasetRejected, PillTrackError, StageFailed
+from pilltrack.pipeline import prepare as prepare_module
+from pilltrack.pipeline.audit import Audit, check_leaks
 from pilltrack.pipeline.params import load_params
 from pilltrack.pipeline.prepare import prepare
 from pilltrack.pipeline.splits import Member, assign
@@ -29,7 +31,6 @@ from pilltrack.pipeline.table import (
     SPLITS,
     ImageRow,
     PillRow,
-    Role,
     Side,
     Split,
     load_images,
@@ -37,7 +38,9 @@ from pilltrack.pipeline.table import (
 )
 from tests.imports import ROOT
 from tests.pipeline.pill_zips import (
+    Pixels,
     brighter,
+    different,
     folders,
     jpeg,
     params,
@@ -135,7 +138,8 @@ def test_yolo_set_is_cropped_and_prepared(tmp_path: Path) -> None:
     out = tmp_path / "out"
     audit = prepare(zipped(tmp_path / "x.zip", files), params(), out)
     assert (audit.layout, audit.n_images, audit.n_pills) == ("yolo", 56, 7)
-    assert audit.shared_photos == 8  # every photo shows pills of several splits
+    assert audit.shared_sessions == tuple("01234567")  # every photo shows pills of several splits
+    assert "pills of several splits (8)" in (out / "audit.md").read_text()
     assert {row.session for row in load_images(out)} == {str(n) for n in range(8)}
 
 
@@ -258,8 +262,6 @@ def test_same_pixels_under_two_names_are_refused_whatever_the_format(tmp_path: P
 
 
 def bmp(name: str) -> bytes:
-    import cv2
-
     done, data = cv2.imencode(".bmp", picture(name)[:, :, ::-1])
     assert done
     return bytes(data)
@@ -532,7 +534,8 @@ def test_duplicates_never_cross_a_split_or_a_role(
         )
         for m in members
     ]  # fmt: skip
-    assert not any(check_leaks(rows, {m.name: m.name for m in members}).values())
+    prints = {m.name: different(m.name) for m in members}
+    assert not any(check_leaks(rows, prints, 20)[0].values())
     for split in ("validation", "test"):
         inside = {row.pill for row in rows if row.split == split}
         strange = {row.pill for row in rows if row.split == split and row.role == "stranger"}
@@ -594,45 +597,135 @@ def test_probe_share_of_zero_means_no_probes() -> None:
     assert Counter(assign(members, params(probe_share=1)).roles.values())["probe"] == 2 * 8
 
 
-# --- the checks themselves ---------------------------------------------------------------------
+# --- planted leaks: refused, or healed and reported; the checks themselves are in test_audit.py ---
 
 
-def row(image: str, pill: str, group: str, session: str, role: Role, split: str) -> ImageRow:
-    known = next(s for s in SPLITS if s == split)
-    return ImageRow(image, pill, "", session, "real", group, known, role)
+def given_splits(tmp_path: Path, planted: dict[str, bytes]) -> tuple[Audit, dict[str, ImageRow]]:
+    """Prepare `split_zip` with more files, respecting its folders: audit, session -> row."""
+    path = split_zip(tmp_path / "x.zip")
+    with zipfile.ZipFile(path, "a") as archive:
+        for name, data in planted.items():
+            archive.writestr(name, data)
+    audit = prepare(path, params(zip_splits="respect"), tmp_path / "out")
+    assert not any(audit.leaks.values())
+    return audit, {row.session: row for row in load_images(tmp_path / "out")}
 
 
-GOOD = [
-    row("1", "a", "g1", "s1", "fit", "train"),
-    row("2", "a", "g2", "s2", "probe", "train"),
-    row("3", "b", "g3", "s3", "reference", "test"),
-    row("4", "c", "g4", "s4", "stranger", "test"),
-]
+SCENE = picture("scene", 160)
+HALF: Pixels = cv2.resize(SCENE, (80, 80), interpolation=cv2.INTER_AREA)
 
 
 @pytest.mark.parametrize(
-    ("bad", "digest", "check"),
+    "copy",
+    [png(SCENE), jpeg(SCENE, 60), png(HALF), png(brighter(SCENE))],
+    ids=["exact", "re-encoded", "resized", "brighter"],
+)
+def test_copy_of_a_train_photo_in_the_test_folder_is_trained_on_and_reported(
+    tmp_path: Path, copy: bytes
+) -> None:
+    audit, rows = given_splits(tmp_path, {"train/m/scene.png": png(SCENE), "test/m/leak.png": copy})
+    assert (rows["m/leak"].split, rows["m/leak"].role) == ("train", "fit")
+    assert rows["m/4"].role == "probe"  # a photo given as test that is no copy
+    assert audit.divided_by_zip == (("test/m/leak.png", "train/m/scene.png"),)
+    text = (tmp_path / "out/audit.md").read_text()
+    assert "own splits (1)" in text
+    assert "- test/m/leak.png ~ train/m/scene.png\n" in text
+
+
+def test_clean_splits_of_the_zip_are_not_reported_as_divided(tmp_path: Path) -> None:
+    audit, _ = given_splits(tmp_path, {"train/m/again.png": photo("m1")})
+    assert audit.divided_by_zip == ()
+
+
+def test_copy_of_a_train_photo_under_another_name_in_the_test_folder_is_refused(
+    tmp_path: Path,
+) -> None:
+    path = split_zip(tmp_path / "x.zip")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("test/f/leak.png", photo("a1"))
+    error = refusal(path, zip_splits="respect")
+    assert error.subject == "test/f/leak.png and train/a/1.png"
+    assert "the same image as 'f' and as 'a'" in error.found
+
+
+def test_near_copy_of_a_train_photo_makes_no_stranger_and_is_reported(tmp_path: Path) -> None:
+    audit, rows = given_splits(
+        tmp_path,
+        {
+            "train/a/scene.png": png(SCENE),
+            "test/g/leak.jpg": jpeg(SCENE, 60),
+            "test/h/1.png": photo("h1"),
+        },
+    )
+    assert {row.split for row in rows.values() if row.pill == "g"} == {"train"}
+    assert {row.role for row in rows.values() if row.pill == "g"} <= {"fit", "probe"}
+    assert rows["g/leak"].role == rows["a/scene"].role
+    assert audit.divided_by_zip == (("test/g/leak.jpg", "train/a/scene.png"),)
+    assert audit.notes == ("g: given as test, put into train with its look-alikes a",)
+    assert "g: given as test, put into train" in (tmp_path / "out/audit.md").read_text()
+
+
+def test_session_in_two_split_folders_is_brought_together_and_reported(tmp_path: Path) -> None:
+    path = split_zip(tmp_path / "x.zip")
+    with zipfile.ZipFile(path, "a") as archive:
+        sessions = {"train/m/1.png": "film", "test/m/4.png": "film"}
+        lines = [
+            f"{name},{name.split('/')[1]},{sessions.get(name, '')}\n" for name in archive.namelist()
+        ]
+        archive.writestr("images.csv", "image,pill,session\n" + "".join(lines))
+    audit = prepare(path, params(zip_splits="respect"), tmp_path / "out")
+    rows = load_images(tmp_path / "out")
+    assert [(r.split, r.role) for r in rows if r.session == "film"] == [("train", "fit")] * 2
+    assert audit.divided_by_zip == (("test/m/4.png", "train/m/1.png"),)
+    assert "- test/m/4.png ~ train/m/1.png\n" in (tmp_path / "out/audit.md").read_text()
+
+
+def test_copy_of_a_photo_never_becomes_a_probe_for_it(tmp_path: Path) -> None:
+    files = folders(8, 2) | {f"pill{pill:02d}/copy.png": photo(f"{pill}/0") for pill in range(8)}
+    audit = prepare(zipped(tmp_path / "x.zip", files), params(probe_share=0.5), tmp_path / "out")
+    rows = {row.image: row for row in load_images(tmp_path / "out")}
+    for pill in range(8):
+        copies = [rows[f"images/pill{pill:02d}/{name}.png"].role for name in ("0", "copy")]
+        assert len(set(copies)) == 1
+    assert "probe" in {row.role for row in rows.values()}
+    assert len(audit.exact_duplicates) == 8
+
+
+@pytest.mark.parametrize(
+    ("copy", "check"),
     [
-        (row("5", "a", "g5", "s5", "stranger", "test"), "5", "pills in several splits"),
-        (row("5", "a", "g1", "s5", "probe", "train"), "5", "groups across splits or roles"),
-        (row("5", "b", "g4", "s5", "reference", "test"), "5", "groups across splits or roles"),
-        (row("5", "a", "g5", "s2", "fit", "train"), "5",
-         "sessions of a pill across splits or roles"),
-        (row("5", "b", "g5", "s5", "probe", "test"), "3", "equal images across splits or roles"),
-        (row("5", "d", "g5", "s5", "reference", "test"), "3",
-         "equal images under several pill names"),
-        (row("5", "c", "g5", "s5", "reference", "test"), "5", "strangers that are enrolled"),
-        (row("5", "d", "g5", "s5", "probe", "test"), "5", "sides with probes and no reference"),
-        (row("5", "b", "g5", "s5", "fit", "test"), "5",
-         "images in a role their split does not have"),
-        (row("5", "d", "g5", "s5", "stranger", "train"), "5",
-         "images in a role their split does not have"),
+        (png(brighter(picture("3/0"))), "near duplicates across"),
+        (photo("3/0"), "equal images across"),
     ],
-)  # fmt: skip
-def test_each_leak_is_found(bad: ImageRow, digest: str, check: str) -> None:
-    digests = {"1": "1", "2": "2", "3": "3", "4": "4", "5": digest}
-    assert not any(check_leaks(GOOD, digests).values())
-    assert check_leaks([*GOOD, bad], digests)[check] == 1
+)
+def test_audit_stops_a_build_whose_groups_lost_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copy: bytes, check: str
+) -> None:
+    # The defect that the audit is there for: every photo for itself, whatever it is a copy of.
+    monkeypatch.setattr(prepare_module, "_groups", lambda photos, links: list(range(len(photos))))
+    files = folders(8, 2) | {"pill03/copy.png": copy}
+    error = refusal(zipped(tmp_path / "x.zip", files), probe_share=0.7)
+    assert isinstance(error, StageFailed)
+    assert f"1 {check}" in error.found
+
+
+def test_closest_pair_that_was_let_through_is_named(tmp_path: Path) -> None:
+    files = folders(8) | {"twin/0.png": png(brighter(picture("5/0")))}
+    out = tmp_path / "out"
+    for seed in range(20):  # until the two fall into different splits
+        audit = prepare(
+            zipped(tmp_path / "x.zip", files), params(seed=seed, near_duplicate_bits=0), out
+        )
+        rows = {row.pill: row for row in load_images(out)}
+        if rows["twin"].split != rows["pill05"].split:
+            break
+    first = audit.closest.pairs[0]
+    assert first.images == ("images/pill05/0.png", "images/twin/0.png")
+    assert first.places == tuple(f"{rows[p].split} {rows[p].role}" for p in ("pill05", "twin"))
+    assert first.alike
+    assert audit.closest.bits == first.bits > 0
+    assert f"{first.bits} bits, " in (out / "audit.md").read_text()
+    assert "kept apart by the hash alone" in (out / "audit.md").read_text()
 
 
 # --- real photographs --------------------------------------------------------------------------

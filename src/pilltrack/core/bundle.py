@@ -28,7 +28,7 @@ from pilltrack.core.errors import BundleRejected, SpaceMismatch
 from pilltrack.core.files import replaced_directory
 from pilltrack.core.gallery import read_space
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 MANIFEST_FILE = "manifest.json"
 GALLERY_FILE = "gallery.safetensors"
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
@@ -62,7 +62,7 @@ class FileRecord(_Part):
 class Manifest(_Part):
     """The content of manifest.json; `pills` maps each pill to its metadata (NDC, name, ...)."""
 
-    format: Literal[1]
+    format: Literal[2]
     name: str = Field(min_length=1)
     git_commit: str
     data_digest: str

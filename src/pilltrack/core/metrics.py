@@ -133,45 +133,28 @@ def auroc(mated_scores: ArrayLike, stranger_scores: ArrayLike) -> float:
     return float((below + below_or_equal).sum() / (2 * len(mated) * len(strangers)))
 
 
-def bootstrap_interval(
-    values: ArrayLike,
-    groups: Sequence[str],
-    n_resamples: int = 1000,
-    level: float = 0.95,
-    *,
-    seed: int,
-) -> tuple[float, float]:
-    """Interval (low, high) for the mean of `values`, resampling whole groups (pills).
+def average_precision(similarities: ArrayLike, relevant: ArrayLike) -> float:
+    """Average precision of one probe over all references, in 0..1; its mean over probes is mAP.
 
-    Photos of one pill resemble each other, so pills, not photos, are drawn with replacement; the
-    mean over all values of the drawn pills is taken, and the interval lies between the
-    (1 - level) / 2 and (1 + level) / 2 quantiles of these means. Percentile bootstrap: Efron &
-    Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 13; by clusters: Davison &
-    Hinkley, "Bootstrap Methods and their Application" (1997), section 3.8.
+    AP = (1 / n) sum over i = 1..n of i / rank_i, where rank_i is the rank of the i-th best of the
+    n relevant references among all: |{r : similarity >= that one's}|, so that a reference of
+    another pill with an equal similarity counts as ahead. Manning, Raghavan & Schuetze,
+    "Introduction to Information Retrieval" (2008), section 8.4.
 
-    `values` (P,) (0 or 1 for a rate) and `groups` (P,). The same seed gives the same interval.
-    It is too narrow for few pills, and has no width for a single one or when all values agree.
+    `similarities` (R,) and `relevant` (R,) bool. Raises ValueError without a relevant reference.
 
-    >>> bootstrap_interval([1, 1, 0, 1], ["a", "a", "b", "b"], seed=0)
-    (0.5, 1.0)
+    >>> average_precision([0.9, 0.8, 0.7, 0.1], [True, False, True, False])  # (1/1 + 2/3) / 2
+    0.8333333333333333
     """
-    numbers = _finite("values", values, ndim=1)
-    if len(groups) != len(numbers):
-        raise ValueError(f"{len(groups)} groups for {len(numbers)} values")
-    if n_resamples < 1 or not 0 < level < 1:
-        raise ValueError(
-            f"n_resamples {n_resamples}, level {level}; expected >= 1 and 0 < level < 1"
-        )
-    _, group_of = np.unique(np.asarray(groups, dtype=object), return_inverse=True)
-    sums = np.bincount(group_of, weights=numbers)
-    counts = np.bincount(group_of)
-    random = np.random.default_rng(seed)
-    means = np.empty(n_resamples)
-    for i in range(n_resamples):
-        drawn = random.integers(0, len(sums), size=len(sums))
-        means[i] = sums[drawn].sum() / counts[drawn].sum()
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    values = _finite("similarities", similarities, ndim=1)
+    mask = np.asarray(relevant, np.bool_)
+    if mask.shape != values.shape or not mask.any():
+        raise ValueError(f"relevant {mask.shape}: expected some true of {values.shape}")
+    own = np.sort(values[mask])[::-1]
+    rising = np.sort(values)
+    ranks = len(values) - np.searchsorted(rising, own, side="left")
+    found = np.searchsorted(-own, -own, side="right")  # equal ones share the later place
+    return float(np.mean(found / ranks))
 
 
 def just_above(score: float) -> float:

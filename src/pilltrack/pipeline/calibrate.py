@@ -1,4 +1,8 @@
-"""Strangers' scores -> the calibration that a bundle carries."""
+"""Validation pills -> the rule by which the device accepts: threshold and ambiguity margin.
+
+The threshold is set on strangers, the margin on enrolled pills, both by the same method: split
+conformal prediction in which each pill has one vote.
+"""
 
 from __future__ import annotations
 
@@ -7,45 +11,88 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
-from pilltrack.core.decide import REJECT_EVERYTHING, Calibration, threshold_at_fpir
+from pilltrack.core.decide import REJECT_EVERYTHING, Rule
 from pilltrack.core.errors import StageFailed
-from pilltrack.core.gallery import Gallery
+from pilltrack.core.metrics import just_above
+from pilltrack.pipeline.protocol import Outcomes
+
+NEVER_NAMED_WRONGLY = -1.0  # as a gap: below every margin
 
 
-def calibrate(
-    gallery: Gallery,
-    stranger_scores: NDArray[np.floating],
-    stranger_pills: Sequence[str],
-    *,
-    fpir: float,
-    margin: float,
-    captures: str,
-) -> Calibration:
-    """The threshold that accepts a share `fpir` of strangers, with the evidence for it.
+def calibrate(strangers: Outcomes, mated: Outcomes, *, fpir: float, misnamed: float) -> Rule:
+    """The most accepting rule that keeps both errors of the next photo at their aims.
 
-    `stranger_scores` (n,): best score of each stranger photo in `gallery`; `stranger_pills` (n,):
-    the pill each one shows. Raises StageFailed when there are too few photos to support the
-    promise: such a bundle would answer "unknown" to everything.
+    `strangers`, `mated`: outcomes of validation pills in one gallery. The threshold accepts a
+    stranger with probability at most `fpir`; given it, the margin lets an enrolled pill be named
+    as another with probability at most `misnamed`.
+
+    Raises StageFailed when there are too few pills for an aim: the rule would accept nothing.
     """
-    needed = math.ceil(1 / Fraction(str(fpir))) - 1
-    threshold = threshold_at_fpir(stranger_scores, fpir) if len(stranger_scores) else math.inf
+    threshold = conformal_threshold(strangers.best, strangers.truth, fpir)
     if threshold >= REJECT_EVERYTHING:
-        raise StageFailed(
-            f"calibration for fpir {fpir:g}",
-            found=f"{len(stranger_scores)} photos of strangers",
-            expected=f"at least {needed}",
-            remedy="Add pills, raise `prepare.stranger_share`, `evaluate.augmented_per_photo` or "
-            "`convert.parity_images`, or promise less with a higher `evaluate.fpir`.",
-        )
-    return Calibration(
-        space=gallery.space,
-        threshold=threshold,
-        margin=margin,
-        fpir=fpir,
-        n_stranger_probes=len(stranger_scores),
-        n_stranger_pills=len(set(stranger_pills)),
-        gallery_size=len(gallery.pills()),
-        captures=captures,
+        raise _too_few("strangers", strangers, "evaluate.fpir", fpir)
+    at_risk = (mated.rank > 1) & (mated.best >= threshold)
+    gaps = np.where(at_risk, mated.best - mated.second, NEVER_NAMED_WRONGLY)
+    margin = conformal_threshold(gaps, mated.truth, misnamed)
+    if margin >= REJECT_EVERYTHING:
+        raise _too_few("enrolled pills", mated, "evaluate.misnamed", misnamed)
+    return Rule(threshold=threshold, margin=max(0.0, margin))
+
+
+def conformal_threshold(scores: ArrayLike, pills: Sequence[str], share: float) -> float:
+    """Lowest threshold that the next photo of the next pill reaches with P <= `share`.
+
+    `scores` (N,) and `pills` (N,): the pill of each score; reached means score >= threshold. With
+    K pills, a photo of a pill with n photos weighs 1 / (n (K + 1)), and the pill to come
+    1 / (K + 1); the threshold lies just above the highest score at which the weight of the
+    scores reaching it, and of the pill to come, exceeds `share`. This is hierarchical conformal
+    prediction: Lee, Barber & Willett, "Distribution-free inference with hierarchical data"
+    (2023), section 3; with one photo per pill it is split conformal prediction, Vovk, Gammerman &
+    Shafer, "Algorithmic Learning in a Random World" (2005).
+
+    The guarantee is an average over draws of the K pills, and needs them and the next one to be
+    exchangeable: it does not hold for pills or cameras unlike these. It asks for at least
+    1 / share - 1 pills; with fewer, REJECT_EVERYTHING (just above 1) is returned.
+
+    Raises ValueError for scores that are not finite, or a share outside 0 < share < 1.
+
+    >>> pills = [f"pill {i}" for i in range(4)]
+    >>> conformal_threshold([0.1, 0.2, 0.3, 0.5], pills, 0.4) > 0.3  # 2 of 5 may reach it
+    True
+    >>> conformal_threshold([0.1, 0.2, 0.3, 0.5], pills, 0.1) == REJECT_EVERYTHING
+    True
+    """
+    values = np.asarray(scores, np.float64)
+    if values.ndim != 1 or len(values) != len(pills) or not np.isfinite(values).all():
+        raise ValueError(f"scores {values.shape}: expected ({len(pills)},) finite scores")
+    if not 0 < share < 1:
+        raise ValueError(f"share is {share}; expected 0 < share < 1")
+    names, pill_of = np.unique(np.asarray(pills, dtype=object), return_inverse=True)
+    if len(names) < pills_for_aim(share):
+        return REJECT_EVERYTHING
+    weights = 1.0 / (np.bincount(pill_of, minlength=len(names))[pill_of] * (len(names) + 1))
+    falling = np.argsort(-values, kind="stable")
+    reaching = 1.0 / (len(names) + 1) + np.cumsum(weights[falling])
+    too_many = reaching > share + 1e-12
+    return just_above(values[falling][int(np.argmax(too_many))])
+
+
+def pills_for_aim(share: float) -> int:
+    """Pills below which no threshold keeps an aim: 1 / share - 1, rounded up.
+
+    >>> pills_for_aim(0.01)
+    99
+    """
+    return math.ceil(1 / Fraction(str(float(share)))) - 1
+
+
+def _too_few(who: str, outcomes: Outcomes, key: str, aim: float) -> StageFailed:
+    return StageFailed(
+        f"calibration for {key} {aim:g}",
+        found=f"{len(set(outcomes.truth))} {who} in the validation split",
+        expected=f"at least {pills_for_aim(aim)}",
+        remedy="Add pills, raise `prepare.validation_share` (or change `prepare.stranger_share`), "
+        f"or aim lower with a higher `{key}`.",
     )

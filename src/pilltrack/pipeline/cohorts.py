@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from pilltrack.core.errors import DatasetRejected
 from pilltrack.pipeline.params import EvaluateParams
 from pilltrack.pipeline.table import ImageRow
 
 Cohort = Literal["seen", "new", "strangers"]
+COHORTS: tuple[Cohort, ...] = get_args(Cohort)
 
 
 def cohort_of(row: ImageRow) -> Cohort:
@@ -40,7 +41,7 @@ def require_captures(rows: Sequence[ImageRow], settings: EvaluateParams) -> None
     `evaluate.captures`.
     """
     needed: dict[str, set[Cohort]] = {
-        "validation": {"strangers"},
+        "validation": {"new", "strangers"},
         "test": {"seen", "new", "strangers"},
     }
     kinds = sorted({row.capture for row in rows})

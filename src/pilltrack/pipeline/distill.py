@@ -2,17 +2,23 @@
 
 Teacher and student look at the same capture, each at its own input size, so the student copies
 what the teacher makes of this very picture. Both loss terms compare with the teacher's
-embeddings directly: the student lands in the teacher's space and shares its galleries.
+embeddings directly: the student lands in the teacher's space and shares its galleries. A teacher
+that cannot tell validation pills apart is refused before hours are spent on copying it.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from pilltrack.pipeline.data import Batch, Captures
+from pilltrack.core.errors import GateFailed
+from pilltrack.core.image import read_image
+from pilltrack.core.metrics import best_per_pill, recall_at_k
+from pilltrack.pipeline.data import Batch, Captures, appearance_of, captured
 from pilltrack.pipeline.fit import (
     Process,
     end_process,
@@ -34,8 +40,10 @@ from pilltrack.pipeline.models import (
 )
 from pilltrack.pipeline.params import Params
 from pilltrack.pipeline.table import load_images
+from pilltrack.pipeline.torch_embedder import TorchEmbedder
 
 log = logging.getLogger(__name__)
+MAX_TEACHER_PHOTOS = 400
 
 
 def main(params: Params, artifacts: Path) -> None:
@@ -53,6 +61,7 @@ def distill(params: Params, artifacts: Path, process: Process) -> None:
     rows = [row for row in load_images(prepared) if row.role == "fit"]
     teacher_file = artifacts / "train" / "teacher.safetensors"
     teacher, teacher_px = load_network(teacher_file)
+    _require_able(teacher, teacher_px, params, prepared)
     teacher.requires_grad_(False)
     place(teacher, process.device)
     torch.manual_seed(settings.seed)
@@ -93,3 +102,36 @@ def distill(params: Params, artifacts: Path, process: Process) -> None:
         save_network(net, file, input_size_px=settings.input_size_px)
         write_history(history, file.with_name("history.csv"))
         checkpoint.unlink(missing_ok=True)
+
+
+def _require_able(net: EmbeddingNet, size_px: int, params: Params, prepared: Path) -> None:
+    """Raise GateFailed unless the teacher tells validation pills apart.
+
+    It must find the pill of a capture among the photos of all of them, the capture's own photo
+    left out where its side has others.
+    """
+    rows = [row for row in load_images(prepared) if row.split == "validation"]
+    rows = rows[:MAX_TEACHER_PHOTOS]
+    photos = [read_image(prepared / row.image) for row in rows]
+    seeds = np.random.default_rng(params.distill.seed).integers(2**62, size=len(rows))
+    captures = [
+        captured(photo, size_px, params.capture, int(seed))
+        for photo, seed in zip(photos, seeds, strict=True)
+    ]
+    embedder = TorchEmbedder(net, size_px, space="teacher")
+    pills = [row.pill for row in rows]
+    similarities = embedder.embed(captures) @ embedder.embed(photos).T
+    groups_of = Counter(appearance_of(row) for row in {row.group: row for row in rows}.values())
+    for index, row in enumerate(rows):
+        if groups_of[appearance_of(row)] > 1:
+            similarities[index, [other.group == row.group for other in rows]] = -1
+    recall = recall_at_k(*best_per_pill(similarities, pills), pills, k=1)
+    log.info("teacher: recall@1 %.1f %% on validation pills", 100 * recall)
+    if not recall >= params.distill.min_teacher_recall_at_1:
+        raise GateFailed(
+            "distill: the teacher",
+            found=f"recall@1 {recall:.3f} on captures of {len(set(pills))} validation pills",
+            expected=f"at least {params.distill.min_teacher_recall_at_1:.3f} "
+            "(distill.min_teacher_recall_at_1)",
+            remedy="Train the teacher longer; look at artifacts/train/history.csv.",
+        )

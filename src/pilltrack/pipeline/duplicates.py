@@ -48,6 +48,22 @@ class Link:
     exact: bool
 
 
+@dataclass(frozen=True, order=True, slots=True)
+class Pair:
+    """Two images, by index (first < second), compared.
+
+    `bits` of the hash differ, and `grey_levels` in the worst block of the evened-out thumbnails
+    (infinite when contrast or brightness differ too much for a copy). `alike` says that thumbnails
+    and aspect ratios are those of a copy, whatever the hash says.
+    """
+
+    first: int
+    second: int
+    bits: int
+    grey_levels: float
+    alike: bool
+
+
 class Unions:
     """Union-find over 0..n-1: which items hang together."""
 
@@ -114,11 +130,42 @@ def find_copies(prints: Sequence[Fingerprint], max_bits: int) -> list[Link]:
         for start in range(0, len(candidates), _PAIRS_PER_BATCH):
             batch = candidates[start : start + _PAIRS_PER_BATCH]
             batch = [pair for pair in batch if unions.find(pair[0]) != unions.find(pair[1])]
-            same = _look_the_same(prints, batch)
-            for (first, second, distance), alike in zip(batch, same, strict=True):
-                if alike and unions.unite(first, second):
-                    links.append(Link(first, second, distance, exact=False))
+            for pair in _compared(prints, np.array(batch, np.int64).reshape(-1, 3)):
+                if pair.alike and unions.unite(pair.first, pair.second):
+                    links.append(Link(pair.first, pair.second, pair.bits, exact=False))
     return sorted(links)
+
+
+def compare_apart(
+    prints: Sequence[Fingerprint], places: Sequence[str], max_bits: int, n_closest: int = 1000
+) -> tuple[list[Pair], list[Pair]]:
+    """Compare images in different places: (all copies, the closest of the other pairs).
+
+    `places` says for each image where it lies, such as its split and role. Copies are pairs that
+    look the same and differ in at most `max_bits` (see `find_copies`), exact ones included; here
+    every pair is compared, so that a mistake in joining groups is found. The others are, of the
+    `n_closest` pairs with the fewest bits different, those that are no copies; by bits, then by
+    index. Memory and time as in `find_copies`.
+    """
+    _, labels = np.unique(np.array(places, dtype=np.str_), return_inverse=True)
+    copies: list[Pair] = []
+    candidates = np.empty((0, 3), np.int64)  # first, second, bits
+    reach = HASH_BITS  # no farther pair can be among the candidates
+    for start, distance in _distances(prints):
+        together = labels[start : start + len(distance), None] == labels[None, start:]
+        distance[together | np.tri(*distance.shape, dtype=np.bool_)] = HASH_BITS + 1
+        within = distance[distance <= reach]
+        if within.size > n_closest:
+            reach = int(np.partition(within, n_closest - 1)[n_closest - 1])
+        rows, columns = np.nonzero(distance <= max(reach, max_bits))
+        found = np.stack([rows + start, columns + start, distance[rows, columns]], axis=1)
+        near = _compared(prints, found[found[:, 2] <= max_bits])
+        copies.extend(pair for pair in near if pair.alike)
+        candidates = np.concatenate([candidates, found])
+        order = np.lexsort((candidates[:, 1], candidates[:, 0], candidates[:, 2]))
+        candidates = candidates[order[:n_closest]]
+    closest = _compared(prints, candidates)
+    return copies, [pair for pair in closest if not pair.alike or pair.bits > max_bits]
 
 
 def block_difference(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -144,6 +191,15 @@ def block_difference(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDA
 def _close_pairs(
     prints: Sequence[Fingerprint], max_bits: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint16]]]:
+    for start, distance in _distances(prints):
+        rows, columns = np.nonzero(distance <= max_bits)
+        upper = columns > rows
+        rows, columns = rows[upper], columns[upper]
+        yield rows + start, columns + start, distance[rows, columns]
+
+
+def _distances(prints: Sequence[Fingerprint]) -> Iterator[tuple[int, NDArray[np.uint16]]]:
+    """Yield (start, bits that differ between images start.. of a chunk and all from start on)."""
     if len(prints) < 2:
         return
     bits = np.stack([print_.bits for print_ in prints])  # (N, 4) uint64
@@ -153,28 +209,21 @@ def _close_pairs(
         distance = np.zeros((len(chunk), len(others)), np.uint16)
         for word in range(bits.shape[1]):
             distance += np.bitwise_count(chunk[:, word, None] ^ others[None, :, word])
-        rows, columns = np.nonzero(distance <= max_bits)
-        upper = columns > rows
-        rows, columns = rows[upper], columns[upper]
-        yield rows + start, columns + start, distance[rows, columns]
+        yield start, distance
 
 
-def _look_the_same(
-    prints: Sequence[Fingerprint], pairs: Sequence[tuple[int, int, int]]
-) -> list[bool]:
-    if not pairs:
-        return []
-    first = [prints[pair[0]] for pair in pairs]
-    second = [prints[pair[1]] for pair in pairs]
-    difference = block_difference(
-        np.stack([print_.thumbnail for print_ in first]),
-        np.stack([print_.thumbnail for print_ in second]),
-    )
-    return [
-        bool(worst <= MAX_BLOCK_DIFFERENCE)
-        and max(a.aspect, b.aspect) <= MAX_ASPECT_RATIO * min(a.aspect, b.aspect)
-        for a, b, worst in zip(first, second, difference, strict=True)
-    ]
+def _compared(prints: Sequence[Fingerprint], pairs: NDArray[np.int64]) -> Iterator[Pair]:
+    """Look at the thumbnails of pairs (P, 3): first, second, bits."""
+    for start in range(0, len(pairs), _PAIRS_PER_BATCH):
+        batch = pairs[start : start + _PAIRS_PER_BATCH].tolist()
+        difference = block_difference(
+            np.stack([prints[first].thumbnail for first, _, _ in batch]),
+            np.stack([prints[second].thumbnail for _, second, _ in batch]),
+        )
+        for (first, second, bits), worst in zip(batch, difference.tolist(), strict=True):
+            a, b = prints[first].aspect, prints[second].aspect
+            alike = worst <= MAX_BLOCK_DIFFERENCE and max(a, b) <= MAX_ASPECT_RATIO * min(a, b)
+            yield Pair(first, second, bits, worst, alike)
 
 
 def _evened(

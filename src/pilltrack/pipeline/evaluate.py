@@ -1,9 +1,10 @@
 """Stage `evaluate`: what the shipped int8 file does on pills it never saw, and the gate.
 
-The threshold comes from strangers of the validation split, the report from the test split; real,
-rendered and augmented captures are reported apart. `seen` pills were trained on, `new` pills were
-not; both stand in the gallery together. Real and rendered probes are photos that were neither
-trained on nor enrolled; augmented ones are new captures of enrolled photos.
+The rule comes from validation pills, the report from the test split; real, rendered and augmented
+captures are reported apart. `seen` pills were trained on, `new` pills were not; both stand in the
+gallery together. Real and rendered probes are photos that were neither trained on nor enrolled;
+augmented ones are new captures of enrolled photos. What is promised and what is written:
+docs/adr/0002-evaluation.md.
 """
 
 from __future__ import annotations
@@ -11,232 +12,353 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from tqdm import tqdm
 
-from pilltrack.core.decide import Calibration, decide
-from pilltrack.core.embedder import Embedder, open_embedder
+from pilltrack.core.decide import Calibration, Decision, Evidence, Rule
+from pilltrack.core.embedder import open_embedder
 from pilltrack.core.errors import GateFailed
 from pilltrack.core.files import write_atomically
 from pilltrack.core.gallery import Gallery
-from pilltrack.core.image import read_image
-from pilltrack.pipeline.calibrate import calibrate
-from pilltrack.pipeline.cohorts import cohort_of, photos_to_identify, require_captures
-from pilltrack.pipeline.data import captured
-from pilltrack.pipeline.enroll import choose_references
+from pilltrack.pipeline.cohorts import Cohort, require_captures
+from pilltrack.pipeline.enroll import choose_references, enrol_rows
+from pilltrack.pipeline.lookalikes import find_lookalikes, measure_pictures, write_lookalikes
+from pilltrack.pipeline.outcomes import OutcomeRow, write_outcomes
 from pilltrack.pipeline.params import EvaluateParams, Params
 from pilltrack.pipeline.protocol import (
-    Probes,
+    Drawn,
+    Measures,
     det_curve,
+    drawn,
     first_references,
+    measure,
     measure_decisions,
-    measure_mated,
-    measure_open_set,
-    top_scores,
+    measure_strangers,
+    rounded,
+    search,
+    single_views,
+    two_sided,
 )
-from pilltrack.pipeline.report import markdown_report
-from pilltrack.pipeline.table import ImageRow, load_images, write_csv
+from pilltrack.pipeline.shots import Shot, embed_shots, shots_to_identify
+from pilltrack.pipeline.table import CAPTURES, load_images, load_pills, write_csv
+from pilltrack.pipeline.torch_embedder import open_torch_embedder
+from pilltrack.pipeline.trial import Tried, calibrate_on, try_shots
 
 log = logging.getLogger(__name__)
-BATCH = 64
+MATED: tuple[Cohort, ...] = ("seen", "new")
 REFERENCE_COUNTS = (1, 3, 5)
-Cohorts = dict[str, Probes]  # seen, new, strangers -> probes
-Photo = NDArray[np.uint8]
+N_LOOKALIKES = 50
+HISTOGRAM_BINS = 50
+Trial = dict[Cohort, Tried]
 
 
 def main(params: Params, artifacts: Path) -> None:
-    """Read `prepare/`, `convert/`, `enroll/`; write metrics, calibration, report and curves."""
-    out = artifacts / "evaluate"
-    embedder = open_embedder(artifacts / "convert" / "model.tflite", threads=2)
-    with Gallery.load(artifacts / "enroll" / "gallery.safetensors") as gallery:
-        gallery.require_space(embedder.space)
-        calibration, metrics, curve = evaluate(params, artifacts / "prepare", embedder, gallery)
-    metrics["model"] = {"int8_bytes": (artifacts / "convert" / "model.tflite").stat().st_size}
-    write_atomically(out / "metrics.json", json.dumps(metrics, indent=1, sort_keys=True).encode())
-    write_csv(out / "det.csv", ("cohort", "fpir", "fnir"), curve)
-    write_atomically(out / "report.md", markdown_report(metrics, params.evaluate).encode())
-    gate(metrics, params.evaluate)  # the figures above can be read either way
+    """Read `prepare/`, `distill/`, `convert/` and `enroll/`; write `evaluate/`, then gate."""
+    settings, prepared, out = params.evaluate, artifacts / "prepare", artifacts / "evaluate"
+    model = artifacts / "convert" / "model.tflite"
+    rows = load_images(prepared)
+    require_captures(rows, settings)
+    shipped = open_embedder(model, threads=2)
+    student = open_torch_embedder(artifacts / "distill" / "student.safetensors")
+
+    def embed(split: str, captures: str) -> tuple[list[Shot], list[Any]]:
+        shots = shots_to_identify(params, rows, split, captures)
+        embedders = [shipped, student] if captures == settings.captures else [shipped]
+        title = f"{split}, {captures}"
+        return shots, embed_shots(embedders, shots, prepared, params.capture, title)
+
+    with (
+        Gallery.load(artifacts / "enroll" / "gallery.safetensors") as gallery,
+        Gallery.create(student.space, student.dim) as student_gallery,
+    ):
+        gallery.require_space(shipped.space)
+        references = choose_references(rows, params.enroll.references_per_side)
+        enrol_rows(student_gallery, student, prepared, references)
+        shots, (embedded, student_embedded) = embed("validation", settings.captures)
+        rule, found = calibrate_on(gallery, shots, embedded, settings)
+        student_rule, _ = calibrate_on(student_gallery, shots, student_embedded, settings)
+
+        trials: dict[str, Trial] = {}
+        for captures in (*CAPTURES, "augmented"):
+            shots, embeddings = embed("test", captures)
+            if not any(shot.row.role != "stranger" for shot in shots):
+                continue  # strangers alone measure nothing
+            trials[captures] = try_shots(gallery, rule, shots, embeddings[0], settings.seed)
+            if captures == settings.captures:
+                by_student = try_shots(
+                    student_gallery, student_rule, shots, embeddings[1], settings.seed
+                )
+        gated = trials[settings.captures]
+        metrics: Measures = {
+            "gallery": {"pills": len(gallery.pills()), "references": len(gallery)},
+            "model": {"int8_bytes": model.stat().st_size},
+            "calibration": {
+                "threshold": rounded(rule.threshold),
+                "margin": rounded(rule.margin),
+                "n_stranger_probes": len(found["strangers"]),
+                "n_stranger_pills": len(set(found["strangers"].truth)),
+                "n_mated_probes": len(found["new"]),
+                "n_mated_pills": len(set(found["new"].truth)),
+            },
+            "test": {
+                captures: _measure(trial, gallery, settings) for captures, trial in trials.items()
+            },
+        }
+        metrics["test"][settings.captures]["parity"] = _parity(gated, by_student)
+        flips = {cohort: _flips(gated[cohort], by_student[cohort]) for cohort in gated}
+        alike = find_lookalikes(
+            gallery.embeddings(),
+            gallery.references(),
+            load_pills(prepared),
+            _confusions(gated),
+            Counter(pill for cohort in MATED for pill in gated[cohort].pills),
+            limit=N_LOOKALIKES,
+        )
+    text = json.dumps(metrics, indent=1, sort_keys=True)
+    write_atomically(out / "metrics.json", text.encode())
+    write_outcomes(out / "outcomes.csv", _outcome_rows(trials, settings.captures, flips))
+    write_lookalikes(out / "lookalikes.csv", measure_pictures(prepared, alike))
+    _write_plots(out, gated, metrics["test"][settings.captures])
+    gate(metrics, settings)  # the figures above can be read either way
+    calibration = _calibration(rule, metrics, settings, shipped.space)
     write_atomically(out / "calibration.json", calibration.model_dump_json(indent=1).encode())
 
 
-def evaluate(
-    params: Params, prepared: Path, embedder: Embedder, gallery: Gallery
-) -> tuple[Calibration, dict[str, Any], list[tuple[str, float, float]]]:
-    """Calibrate on validation pills and measure on test pills.
+def broken_limits(metrics: Mapping[str, Any], settings: EvaluateParams) -> list[str]:
+    """Every measure that is outside its limit or promise, in words; empty when the gate holds.
 
-    Returns the calibration, the metrics (as in metrics.json), and the DET curve of the captures
-    that the gate looks at, as rows (cohort, FPIR, FNIR).
+    Measures that are absent or not numbers break their limit.
     """
-    settings = params.evaluate
-    rows = load_images(prepared)
-    require_captures(rows, settings)
-    probes = {
-        split: _embed_all(params, prepared, rows, split, embedder)
-        for split in ("validation", "test")
-    }
-    strangers = probes["validation"][settings.captures]["strangers"]
-    references, pills = gallery.embeddings(), [r.pill for r in gallery.references()]
-    calibration = calibrate(
-        gallery,
-        (strangers.embeddings @ references.T).max(axis=1),
-        strangers.pills,
-        fpir=settings.fpir,
-        margin=settings.margin,
-        captures=settings.captures,
-    )
-    test = {
-        captures: _measure(cohorts, gallery, calibration, settings.seed)
-        for captures, cohorts in probes["test"].items()
-        if "seen" in cohorts or "new" in cohorts  # strangers alone measure nothing
-    }
-    metrics = {
-        "gallery": {"pills": len(gallery.pills()), "references": len(gallery)},
-        "calibration": {
-            "threshold": round(calibration.threshold, 5),
-            "n_stranger_probes": calibration.n_stranger_probes,
-            "n_stranger_pills": calibration.n_stranger_pills,
-        },
-        "test": test,
-    }
-    cohorts = probes["test"][settings.captures]
-    foreign = (cohorts["strangers"].embeddings @ references.T).max(axis=1)
-    curve = [
-        (name, fpir, fnir)
-        for name in ("seen", "new")
-        for fpir, fnir in det_curve(*top_scores(references, pills, cohorts[name]), foreign)
-    ]
-    return calibration, metrics, curve
-
-
-def gate(metrics: dict[str, Any], settings: EvaluateParams) -> None:
-    """Raise GateFailed naming every measure that is outside its limit in params.yaml."""
     measured = metrics["test"][settings.captures]
+    new, strangers = measured["new"], measured["strangers"]
     limits = [
         (
+            f"{who} of unseen photos: upper bound, {settings.confidence:.0%} confidence,",
+            bound,
+            "<=",
+            promised,
+        )
+        for who, bound, promised in (
+            ("strangers accepted", strangers["fpir_upper"], settings.promised_fpir),
+            (
+                "enrolled pills misnamed",
+                new["decisions"]["misnamed_upper"],
+                settings.promised_misnamed,
+            ),
+        )
+    ] + [
+        (
             "recall@1 of seen pills",
-            measured["seen"]["recall_at_1"],
+            measured["seen"]["recall_at_1"]["value"],
             ">=",
             settings.min_recall_at_1_seen,
         ),
         (
             "recall@1 of new pills",
-            measured["new"]["recall_at_1"],
+            new["recall_at_1"]["value"],
             ">=",
             settings.min_recall_at_1_new,
         ),
-        ("FPIR", measured["decisions"]["fpir"], "<=", settings.max_fpir),
-        ("FNIR", measured["decisions"]["fnir"], "<=", settings.max_fnir),
+        ("FNIR of new pills", new["decisions"]["fnir"]["value"], "<=", settings.max_fnir),
+        (
+            "decisions flipped by int8",
+            measured["parity"]["flips"],
+            "<=",
+            settings.max_flips,
+        ),
     ]
-    broken = [
-        f"{name} is {value:.3f}, not {sign} {limit:.3f}"
+    return [
+        f"{name} is {value:.4f}, not {sign} {limit:.4f}"
         for name, value, sign, limit in limits
         if not (value >= limit if sign == ">=" else value <= limit)
     ]
+
+
+def gate(metrics: Mapping[str, Any], settings: EvaluateParams) -> None:
+    """Raise GateFailed naming every broken limit."""
+    broken = broken_limits(metrics, settings)
     if broken:
         raise GateFailed(
             f"evaluate ({settings.captures} captures, test pills)",
             found="; ".join(broken),
-            expected="every measure within the limits of params.yaml",
-            remedy="Look at artifacts/evaluate/report.md; train longer or add photos.",
+            expected="every measure within the limits and promises of params.yaml",
+            remedy="Look at the pictures: `pilltrack report`. Train longer, add photos, or "
+            "promise less.",
         )
 
 
-def _measure(
-    cohorts: Cohorts, gallery: Gallery, calibration: Calibration, seed: int
-) -> dict[str, Any]:
-    references, enrolled = gallery.embeddings(), gallery.references()
-    pills = [reference.pill for reference in enrolled]
-    report: dict[str, Any] = {}
-    for name in ("seen", "new"):
-        if name in cohorts:
-            report[name] = measure_mated(references, pills, cohorts[name], seed=seed)
-            report[name]["by_references"] = _by_references(gallery, cohorts[name], seed)
-    mated = [cohorts[name] for name in ("seen", "new") if name in cohorts]
-    if not mated or "strangers" not in cohorts:
-        return report
-    both = Probes(
-        np.concatenate([p.embeddings for p in mated]), [pill for p in mated for pill in p.pills]
-    )
-    strangers = cohorts["strangers"]
-    report["open_set"] = measure_open_set(references, pills, both, strangers)
-    decided = [
-        [decide(candidates, calibration) for candidates in gallery.search(p.embeddings, n_pills=5)]
-        for p in (both, strangers)
-    ]
-    report["decisions"] = measure_decisions(
-        list(zip(both.pills, decided[0], strict=True)), decided[1]
-    )
+def _measure(trial: Trial, gallery: Gallery, settings: EvaluateParams) -> Measures:
+    strangers = trial.get("strangers")
+    foreign = strangers.drawn if strangers else None
+    report: Measures = {}
+    for cohort in (cohort for cohort in MATED if cohort in trial):
+        tried = trial[cohort]
+        report[cohort] = {
+            **measure(tried.drawn, foreign),
+            "decisions": measure_decisions(tried.drawn, tried.decisions, settings.confidence),
+            "by_references": _by_references(gallery, tried, strangers, settings.seed),
+        }
+        pairs = _two_sided(gallery, tried, strangers, settings.seed)
+        if pairs:
+            report[cohort]["two_sided"] = pairs
+    if strangers:
+        report["strangers"] = measure_strangers(
+            strangers.drawn, strangers.decisions, settings.confidence
+        )
     return report
 
 
-def _by_references(gallery: Gallery, probes: Probes, seed: int) -> dict[str, Any]:
+def _by_references(gallery: Gallery, tried: Tried, strangers: Tried | None, seed: int) -> Measures:
     embeddings, enrolled = gallery.embeddings(), gallery.references()
     most = max(Counter((r.pill, r.side) for r in enrolled).values())
-    result: dict[str, Any] = {}
+    result: Measures = {}
     for per_side in (count for count in REFERENCE_COUNTS if count <= most):
         kept = first_references(enrolled, per_side)
         pills = [enrolled[index].pill for index in kept]
-        measured = measure_mated(embeddings[kept], pills, probes, seed=seed)
-        result[str(per_side)] = {k: measured[k] for k in ("recall_at_1", "recall_at_5")}
+
+        def again(cohort: Tried, seed: int) -> Drawn:
+            probes = single_views(cohort.embeddings, cohort.pills)
+            return drawn(search(embeddings[kept], pills, probes), seed=seed)  # noqa: B023
+
+        foreign = again(strangers, seed + 1) if strangers else None
+        measured = measure(again(tried, seed), foreign)
+        result[str(per_side)] = {k: v for k, v in measured.items() if not k.startswith("n_")}
     return result
 
 
-@dataclass(frozen=True)
-class _Shot:
-    row: ImageRow
-    seed: int | None  # None: the photo itself, else the seed of a simulated capture
+def _two_sided(
+    gallery: Gallery, tried: Tried, strangers: Tried | None, seed: int
+) -> Measures | None:
+    references, pills = gallery.embeddings(), [r.pill for r in gallery.references()]
+
+    def pairs(cohort: Tried | None, seed: int) -> Drawn | None:
+        sides = [shot.row.side for shot in cohort.shots] if cohort else []
+        probes = two_sided(cohort.embeddings, cohort.pills, sides) if cohort else None
+        return drawn(search(references, pills, probes), seed=seed) if probes else None
+
+    mated = pairs(tried, seed)
+    return measure(mated, pairs(strangers, seed + 1), with_map=False) if mated else None
 
 
-def _shots(params: Params, rows: Sequence[ImageRow], split: str, captures: str) -> list[_Shot]:
-    photos = photos_to_identify(rows, split, captures)
-    if captures != "augmented":
-        return [_Shot(row, None) for row in photos]
-    enrolled = set(choose_references(rows, params.enroll.references_per_side))
-    seeds = np.random.default_rng([params.evaluate.seed, len(split)])
-    return [
-        _Shot(row, int(seeds.integers(2**62)))
-        for row in photos
-        if row.role == "stranger" or row in enrolled
-        for _ in range(params.evaluate.augmented_per_photo)
-    ]
+def _same(one: Decision, other: Decision) -> bool:
+    return (one.kind, one.pill) == (other.kind, other.pill)
 
 
-def _embed_all(
-    params: Params, prepared: Path, rows: Sequence[ImageRow], split: str, embedder: Embedder
-) -> dict[str, Cohorts]:
-    def photo(shot: _Shot) -> Photo:
-        image = read_image(prepared / shot.row.image)
-        if shot.seed is None:
-            return image
-        return captured(image, embedder.input_size_px, params.capture, shot.seed)
+def _flips(shipped: Tried, student: Tried) -> list[bool]:
+    pairs = zip(shipped.decisions, student.decisions, strict=True)
+    return [not _same(one, other) for one, other in pairs]
 
-    kinds: dict[str, Cohorts] = {}
-    for captures in ("real", "rendered", "augmented"):
-        shots = _shots(params, rows, split, captures)
-        if not shots:
-            continue
-        bar = tqdm(shots, desc=f"{split}, {captures}", unit="photo", disable=None)
-        embeddings = np.concatenate(
-            [embedder.embed([photo(shot) for shot in batch]) for batch in _batches(bar)]
+
+def _parity(shipped: Trial, student: Trial) -> Measures:
+    """The errors of both, over seen and new pills together, and the share of flips."""
+    flips = [flip for cohort in shipped for flip in _flips(shipped[cohort], student[cohort])]
+    report: Measures = {"n_probes": len(flips), "flips": rounded(np.mean(flips))}
+    for name, trial in (("int8", shipped), ("float", student)):
+        mated = [
+            not (decision.kind == "known" and decision.pill == pill)
+            for cohort in MATED
+            for pill, decision in zip(trial[cohort].pills, trial[cohort].decisions, strict=True)
+        ]
+        accepted = [decision.kind != "unknown" for decision in trial["strangers"].decisions]
+        report[f"fnir_{name}"] = rounded(np.mean(mated))
+        report[f"fpir_{name}"] = rounded(np.mean(accepted))
+    return report
+
+
+def _confusions(trial: Trial) -> Counter[tuple[str, str]]:
+    return Counter(
+        (pill, nearest)
+        for cohort in MATED
+        for pill, nearest, rank in zip(
+            trial[cohort].pills,
+            trial[cohort].outcomes.best_pill,
+            trial[cohort].outcomes.rank,
+            strict=True,
         )
-        kinds[captures] = {
-            cohort: Probes(
-                embeddings[[cohort_of(shot.row) == cohort for shot in shots]],
-                [shot.row.pill for shot in shots if cohort_of(shot.row) == cohort],
-            )
-            for cohort in sorted({cohort_of(shot.row) for shot in shots})
-        }
-    return kinds
+        if rank > 1 and pill != nearest
+    )
 
 
-def _batches(shots: Iterator[_Shot]) -> Iterator[list[_Shot]]:
-    iterator = iter(shots)
-    while batch := list(islice(iterator, BATCH)):
-        yield batch
+def _outcome_rows(
+    trials: Mapping[str, Trial], gated: str, flips: Mapping[Cohort, Sequence[bool]]
+) -> list[OutcomeRow]:
+    rows = []
+    for captures, trial in trials.items():
+        for cohort, tried in trial.items():
+            found = tried.outcomes
+            for index, shot in enumerate(tried.shots):
+                rows.append(
+                    OutcomeRow(
+                        captures=captures,
+                        cohort=cohort,
+                        image=shot.row.image,
+                        capture_seed="" if shot.seed is None else str(shot.seed),
+                        pill=shot.row.pill,
+                        side=shot.row.side,
+                        best_pill=found.best_pill[index],
+                        best_score=rounded(found.best[index]),
+                        second_pill=found.second_pill[index],
+                        second_score=rounded(found.second[index]),
+                        rank=int(found.rank[index]),
+                        decision=tried.decisions[index].kind,
+                        flipped=str(int(flips[cohort][index])) if captures == gated else "",
+                    )
+                )
+    return rows
+
+
+def _write_plots(out: Path, trial: Trial, measured: Measures) -> None:
+    """DVC plots: DET curve, histogram of scores, recall@1 by references."""
+    curve = det_curve([trial[cohort].outcomes for cohort in MATED], trial["strangers"].outcomes)
+    write_csv(out / "det.csv", ("fpir", *MATED), curve)
+    scores = {cohort: trial[cohort].outcomes.best for cohort in (*MATED, "strangers")}
+    edges = np.histogram_bin_edges(np.concatenate(list(scores.values())), HISTOGRAM_BINS)
+    shares = [np.histogram(best, edges)[0] / len(best) for best in scores.values()]
+    write_csv(
+        out / "scores.csv",
+        ("score", *scores),
+        [
+            (rounded((low + high) / 2), *(rounded(column[bin_]) for column in shares))
+            for bin_, (low, high) in enumerate(pairwise(edges))
+        ],
+    )
+    write_csv(
+        out / "references.csv",
+        ("references", *MATED),
+        [
+            (count, *(measured[c]["by_references"][count]["recall_at_1"]["value"] for c in MATED))
+            for count in measured["new"]["by_references"]
+        ],
+    )
+
+
+def _calibration(
+    rule: Rule, metrics: Measures, settings: EvaluateParams, space: str
+) -> Calibration:
+    measured = metrics["test"][settings.captures]
+    new, strangers = measured["new"], measured["strangers"]
+    return Calibration(
+        threshold=rule.threshold,
+        margin=rule.margin,
+        space=space,
+        fpir=settings.promised_fpir,
+        misnamed=settings.promised_misnamed,
+        confidence=settings.confidence,
+        gallery_size=metrics["gallery"]["pills"],
+        captures=settings.captures,
+        evidence=Evidence(
+            n_stranger_pills=strangers["n_pills"],
+            n_stranger_photos=strangers["n_probes"],
+            fpir=strangers["fpir"]["value"],
+            fpir_upper=strangers["fpir_upper"],
+            n_mated_pills=new["n_pills"],
+            n_mated_photos=new["n_probes"],
+            misnamed=new["decisions"]["misnamed"]["value"],
+            misnamed_upper=new["decisions"]["misnamed_upper"],
+            fnir=new["decisions"]["fnir"]["value"],
+        ),
+    )

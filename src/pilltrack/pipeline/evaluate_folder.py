@@ -19,7 +19,7 @@ from pilltrack.core.embedder import Embedder, open_embedder
 from pilltrack.core.errors import DatasetRejected
 from pilltrack.core.image import SUFFIXES, read_image
 from pilltrack.pipeline.archive import is_junk
-from pilltrack.pipeline.protocol import Probes, measure_mated, measure_open_set
+from pilltrack.pipeline.protocol import Drawn, Probes, drawn, measure, search, single_views
 
 BATCH = 64
 
@@ -35,8 +35,7 @@ def evaluate_folder(
     """Enrol `gallery`, identify `probes` and `strangers`; each a folder of `<pill>/<image>`.
 
     `references`: how many photos of each pill to enrol, first by name; None enrols all. Returns
-    counts, recall@1 and recall@5 with an interval by bootstrap over pills, and with strangers
-    AUROC and FNIR at FPIR 5 % and 1 %.
+    counts and the measures of `protocol.measure`: AUROC and FNIR only with strangers.
 
     Raises DatasetRejected when a folder holds no pills or anything but photos of pills, a probe's
     pill is not enrolled, a stranger's is, or the same pixels are in two of the folders;
@@ -53,16 +52,19 @@ def evaluate_folder(
     seen: dict[str, Path] = {}
     enrolled = _embed(embedder, enrolled_photos, "enrol", seen)
     mated = _embed(embedder, probe_photos, "identify", seen)
+    foreign = _embed(embedder, stranger_photos, "strangers", seen) if stranger_photos else None
+
+    def found(probes: Probes, seed: int) -> Drawn:
+        return drawn(search(enrolled.embeddings[:, 0], enrolled.pills, probes), seed=seed)
+
     report: dict[str, Any] = {
         "bundle": manifest.name,
         "gallery_pills": len(set(enrolled.pills)),
         "gallery_references": len(enrolled),
-        **measure_mated(enrolled.embeddings, enrolled.pills, mated, seed=0),
     }
-    if stranger_photos:
-        foreign = _embed(embedder, stranger_photos, "strangers", seen)
-        report |= measure_open_set(enrolled.embeddings, enrolled.pills, mated, foreign)
-    return report
+    if foreign:
+        report |= {"n_strangers": len(foreign), "n_stranger_pills": len(set(foreign.pills))}
+    return report | measure(found(mated, 0), found(foreign, 1) if foreign else None)
 
 
 def pill_photos(folder: Path) -> list[tuple[str, Path]]:
@@ -167,7 +169,7 @@ def _embed(
             parts.append(embedder.embed(images))
             bar.update(len(batch))
     seen |= digests
-    return Probes(np.concatenate(parts), [pill for pill, _ in photos])
+    return single_views(np.concatenate(parts), [pill for pill, _ in photos])
 
 
 def _same_photo(first: Path, second: Path) -> DatasetRejected:

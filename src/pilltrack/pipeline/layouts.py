@@ -32,6 +32,7 @@ from pilltrack.pipeline.table import (
     Split,
     check_choice,
     check_pill_names,
+    check_size,
     duplicate_row,
     read_table,
 )
@@ -283,6 +284,7 @@ def _read_pills(root: Path, photos: tuple[Photo, ...]) -> dict[str, PillRow]:
                 expected="pills with photos",
                 remedy="Correct the name, add photos or delete the line.",
             )
+        check_size(table, line, record.get("size_mm", ""))
         rows[pill] = PillRow(**record)
     return dict(sorted(rows.items()))
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import subprocess
 from dataclasses import asdict
@@ -13,6 +11,7 @@ from pilltrack.core.bundle import write_bundle
 from pilltrack.core.decide import Calibration
 from pilltrack.core.errors import StageFailed
 from pilltrack.core.gallery import Gallery
+from pilltrack.pipeline.audit import archive_digest
 from pilltrack.pipeline.params import Params
 from pilltrack.pipeline.table import load_pills
 
@@ -28,7 +27,6 @@ def main(params: Params, artifacts: Path) -> None:
     known = load_pills(artifacts / "prepare")
     try:
         pills = {pill: asdict(known[pill]) for pill in enrolled}
-        audit = json.loads((artifacts / "prepare" / "audit.json").read_bytes())
         calibration = Calibration.model_validate_json(
             (artifacts / "evaluate" / "calibration.json").read_bytes()
         )
@@ -50,8 +48,8 @@ def main(params: Params, artifacts: Path) -> None:
             for pill, row in pills.items()
         },
         git_commit=git_commit(),
-        data_digest=audit["archive_sha256"],
-        params_digest=hashlib.sha256(params.model_dump_json().encode()).hexdigest(),
+        data_digest=archive_digest(artifacts / "prepare"),
+        params_digest=params.digest(),
     )
     log.info("bundle written to %s", artifacts / "package" / "bundle")
 

@@ -7,6 +7,7 @@ share (`capture`) is named in the `params:` list of each of them in dvc.yaml.
 from __future__ import annotations
 
 import difflib
+import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pilltrack.core.errors import ParamsRejected
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Inner = Annotated[float, Field(gt=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
@@ -94,6 +96,7 @@ class DistillParams(_FitParams):
 
     temperature: Positive  # of the similarity distributions
     alpha: Share  # weight of the embedding loss; 1 - alpha goes to the similarity loss
+    min_teacher_recall_at_1: Share  # on validation pills; a worse teacher is refused
 
 
 class ConvertParams(_Section):
@@ -103,7 +106,6 @@ class ConvertParams(_Section):
     calibration_images: Count
     parity_images: Count
     min_mean_cosine: Share
-    max_changed_decisions: Share
 
 
 class EnrollParams(_Section):
@@ -118,12 +120,15 @@ class EvaluateParams(_Section):
     seed: Seed
     captures: Literal["real", "rendered", "augmented"]  # what calibration and gate look at
     augmented_per_photo: Annotated[int, Field(ge=0)]
-    fpir: Annotated[float, Field(gt=0.0, lt=1.0)]  # strangers accepted, at most
-    margin: Annotated[float, Field(ge=0.0, le=2.0)]  # best pill ahead of the second, at least
+    fpir: Inner  # strangers accepted: the aim that sets the threshold
+    misnamed: Inner  # enrolled pills given another name: the aim that sets the margin
+    promised_fpir: Inner  # upper bound that test pills must prove
+    promised_misnamed: Inner
+    confidence: Inner  # of these bounds
     min_recall_at_1_seen: Share
     min_recall_at_1_new: Share
-    max_fpir: Share
-    max_fnir: Share
+    max_fnir: Share  # of new pills
+    max_flips: Share  # decisions that differ between the int8 file and the float student
 
 
 class PackageParams(_Section):
@@ -143,6 +148,10 @@ class Params(_Section):
     enroll: EnrollParams
     evaluate: EvaluateParams
     package: PackageParams
+
+    def digest(self) -> str:
+        """SHA-256 of all values: what a bundle says it was made with."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
 def load_params(path: Path) -> Params:

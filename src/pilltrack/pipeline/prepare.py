@@ -85,9 +85,9 @@ def prepare(
             photo.path.rename(target)
         write_images(result, rows)
         write_pills(result, _pill_rows(layout, photos))
-        digests = {row.image: print_.digest for row, print_ in zip(rows, prints, strict=True)}
-        found = _Found(archive, layout, photos, links, unreadable, extraction.skipped)
-        audit = _audit(found, assignment, load_images(result), digests)
+        by_image = {row.image: print_ for row, print_ in zip(rows, prints, strict=True)}
+        found = _Found(archive, layout, photos, links, groups, unreadable, extraction.skipped)
+        audit = _audit(found, assignment, load_images(result), by_image, params)
         write_audit(result, audit)
         if any(audit.leaks.values()):
             raise StageFailed(
@@ -108,6 +108,7 @@ class _Found:
     layout: Layout
     photos: list[Photo]
     links: list[Link]
+    groups: list[int]
     unreadable: list[tuple[str, str]]
     skipped: tuple[str, ...]
 
@@ -221,7 +222,11 @@ def _pill_rows(layout: Layout, photos: Sequence[Photo]) -> list[PillRow]:
 
 
 def _audit(
-    found: _Found, assignment: Assignment, rows: list[ImageRow], digests: dict[str, str]
+    found: _Found,
+    assignment: Assignment,
+    rows: list[ImageRow],
+    prints: dict[str, Fingerprint],
+    params: PrepareParams,
 ) -> Audit:
     photos, links = found.photos, found.links
     per_pill = Counter(row.pill for row in rows)
@@ -233,6 +238,8 @@ def _audit(
         seen_in.setdefault(row.session, set()).add(row.split)
     with found.archive.open("rb") as file:
         archive_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    respected = params.zip_splits == "respect"
+    leaks, closest = check_leaks(rows, prints, params.near_duplicate_bits)
     lost = {photo.pill for photo in found.layout.photos} - per_pill.keys()
     lost_notes = [f"{pill}: no readable photo, left out" for pill in sorted(lost)]
     return Audit(
@@ -249,12 +256,24 @@ def _audit(
         alike=_alike(photos, links, assignment),
         single_image_pills=tuple(sorted(pill for pill, n in per_pill.items() if n == 1)),
         sides_without_probe=len(sides - probed),
-        shared_photos=sum(len(splits) > 1 for splits in seen_in.values()),
+        divided_by_zip=_divided(photos, found.groups) if respected else (),
+        shared_sessions=tuple(sorted(name for name, s in seen_in.items() if len(s) > 1)),
         skipped=tuple(sorted(found.skipped)),
         ignored=found.layout.ignored,
         notes=(*found.layout.notes, *assignment.notes, *lost_notes),
-        leaks=check_leaks(rows, digests),
+        leaks=leaks,
+        near_duplicate_bits=params.near_duplicate_bits,
+        closest=closest,
     )
+
+
+def _divided(photos: Sequence[Photo], groups: Sequence[int]) -> tuple[tuple[str, ...], ...]:
+    """Return the sources of each group that the folders of the zip put into several splits."""
+    members: dict[int, list[Photo]] = {}
+    for photo, group in zip(photos, groups, strict=True):
+        members.setdefault(group, []).append(photo)
+    divided = (found for found in members.values() if len({p.given_split for p in found}) > 1)
+    return tuple(sorted(tuple(sorted(photo.source for photo in found)) for found in divided))
 
 
 def _components(

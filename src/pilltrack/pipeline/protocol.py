@@ -1,7 +1,8 @@
 """The open-set protocol: one gallery, mated probes, strangers -> the errors that matter.
 
-Both the `evaluate` stage and `pilltrack evaluate-folder` measure through this file, on
-embeddings made by the exported model, so the same photos give the same numbers.
+The `evaluate` stage, `pilltrack compare` and `pilltrack evaluate-folder` all measure through this
+file, on embeddings made by the exported model, so the same photos give the same numbers.
+Definitions and sources of the measures: `core.metrics`; intervals: `pipeline.intervals`.
 """
 
 from __future__ import annotations
@@ -15,27 +16,78 @@ from numpy.typing import NDArray
 
 from pilltrack.core.decide import Decision
 from pilltrack.core.gallery import Reference
-from pilltrack.core.metrics import (
-    auroc,
-    best_per_pill,
-    bootstrap_interval,
-    fnir_at_fpir,
-    true_ranks,
+from pilltrack.core.metrics import auroc, fnir_at_fpir
+from pilltrack.pipeline.intervals import (
+    Interval,
+    Resamples,
+    auroc_interval,
+    fnir_interval,
+    mean_interval,
+    pills_needed,
+    resample_pills,
+    upper_bound,
 )
 
-FPIRS = (0.05, 0.01)
-CHUNK = 1000  # probes compared with the whole gallery at a time
+FPIRS = (0.05, 0.01, 0.001)
+CHUNK = 500  # probes compared with the whole gallery at a time
+Measures = dict[str, Any]  # as in metrics.json: docs/adr/0002-evaluation.md
 
 
 @dataclass(frozen=True)
 class Probes:
-    """Embedded probes and the pill that each one shows."""
+    """Embedded probes, the pill each shows, and from which side it is seen (or empty)."""
 
-    embeddings: NDArray[np.float32]  # (N, D), L2-normalised
+    embeddings: NDArray[np.float32]  # (N, views, D), L2-normalised; one view or front and back
     pills: Sequence[str]  # (N,)
 
     def __len__(self) -> int:
         return len(self.pills)
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What the gallery answers to each of N probes; equal scores never count in our favour."""
+
+    truth: Sequence[str]  # (N,) the pill shown
+    best: NDArray[np.float64]  # (N,) score of the first pill
+    best_pill: Sequence[str]  # (N,)
+    second: NDArray[np.float64]  # (N,) score of the second pill; -1 when only one is enrolled
+    second_pill: Sequence[str]  # (N,) empty when only one is enrolled
+    rank: NDArray[np.intp]  # (N,) of the true pill, 1 for the first; 0 for strangers
+    average_precision: NDArray[np.float64]  # (N,) over single references; 0 for strangers
+
+    def __len__(self) -> int:
+        return len(self.truth)
+
+
+def single_views(embeddings: NDArray[np.float32], pills: Sequence[str]) -> Probes:
+    """One photo per probe: embeddings (N, D)."""
+    return Probes(embeddings[:, None, :], list(pills))
+
+
+def two_sided(
+    embeddings: NDArray[np.float32], pills: Sequence[str], sides: Sequence[str]
+) -> Probes | None:
+    """Pairs of a front and a back photo of one pill, the first with the first and so on.
+
+    Photos without a partner are left out; None when there is no pair.
+
+    >>> photos = np.eye(3, dtype=np.float32)
+    >>> two_sided(photos, ["a", "a", "b"], ["front", "back", "front"]).embeddings.shape
+    (1, 2, 3)
+    """
+    by_side: dict[str, dict[str, list[int]]] = {"front": {}, "back": {}}
+    for index, (pill, side) in enumerate(zip(pills, sides, strict=True)):
+        if side in by_side:
+            by_side[side].setdefault(pill, []).append(index)
+    pairs = [
+        (front, back)
+        for pill, fronts in by_side["front"].items()
+        for front, back in zip(fronts, by_side["back"].get(pill, []), strict=False)
+    ]
+    if not pairs:
+        return None
+    return Probes(embeddings[np.array(pairs)], [pills[front] for front, _ in pairs])
 
 
 def first_references(references: Sequence[Reference], per_side: int) -> NDArray[np.intp]:
@@ -55,96 +107,191 @@ def first_references(references: Sequence[Reference], per_side: int) -> NDArray[
     return np.array(kept, np.intp)
 
 
-def top_scores(
+def search(
     references: NDArray[np.float32], reference_pills: Sequence[str], probes: Probes
-) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """Best score (N,) and rank of the true pill (N,) of mated probes."""
-    best, ranks = [], []
-    for start in range(0, len(probes), CHUNK):
-        part = slice(start, start + CHUNK)
-        scores, pills = best_per_pill(probes.embeddings[part] @ references.T, reference_pills)
-        best.append(scores.max(axis=1))
-        ranks.append(true_ranks(scores, pills, probes.pills[part]))
-    return np.concatenate(best), np.concatenate(ranks)
+) -> Outcomes:
+    """Compare every probe with every reference (R, D).
 
-
-def measure_mated(
-    references: NDArray[np.float32], reference_pills: Sequence[str], probes: Probes, *, seed: int
-) -> dict[str, Any]:
-    """recall@1 and recall@5 of mated probes, with a 95 % interval by bootstrap over pills."""
-    _, ranks = top_scores(references, reference_pills, probes)
-    low, high = bootstrap_interval(ranks <= 1, probes.pills, seed=seed)
-    return {
-        "n_probes": len(probes),
-        "n_pills": len(set(probes.pills)),
-        "recall_at_1": _rounded(np.mean(ranks <= 1)),
-        "recall_at_1_low": _rounded(low),
-        "recall_at_1_high": _rounded(high),
-        "recall_at_5": _rounded(np.mean(ranks <= 5)),
-    }
-
-
-def measure_open_set(
-    references: NDArray[np.float32],
-    reference_pills: Sequence[str],
-    mated: Probes,
-    strangers: Probes,
-) -> dict[str, Any]:
-    """AUROC known against stranger, and FNIR at the FPIRs of `FPIRS`.
-
-    Thresholds are set on these very strangers, as is usual for a curve: compare systems with
-    these numbers, do not promise them.
+    A pill's score is that of its nearest reference, averaged over the views of the probe. A probe
+    of a pill that is not enrolled is a stranger's.
     """
-    best, ranks = top_scores(references, reference_pills, mated)
-    foreign = (strangers.embeddings @ references.T).max(axis=1)
-    report: dict[str, Any] = {
-        "n_strangers": len(strangers),
-        "n_stranger_pills": len(set(strangers.pills)),
-        "auroc": _rounded(auroc(best, foreign)),
-    }
+    names, pill_of = np.unique(np.asarray(reference_pills, dtype=object), return_inverse=True)
+    order = np.argsort(pill_of, kind="stable")
+    ordered = references[order]
+    starts = np.searchsorted(pill_of[order], np.arange(len(names) + 1))
+    column_of = {name: column for column, name in enumerate(names)}
+    own = np.array([column_of.get(pill, -1) for pill in probes.pills], np.intp)
+    parts = [
+        _search_chunk(ordered, starts, probes.embeddings[start : start + CHUNK], own_part)
+        for start, own_part in _chunks(own)
+    ]
+    best, first, second, runner_up, rank, precision = (
+        np.concatenate(columns) for columns in zip(*parts, strict=True)
+    )
+    return Outcomes(
+        truth=list(probes.pills),
+        best=best,
+        best_pill=[names[column] for column in first],
+        second=second,
+        second_pill=[names[column] if len(names) > 1 else "" for column in runner_up],
+        rank=rank,
+        average_precision=precision,
+    )
+
+
+def _chunks(own: NDArray[np.intp]) -> list[tuple[int, NDArray[np.intp]]]:
+    return [(start, own[start : start + CHUNK]) for start in range(0, len(own), CHUNK)]
+
+
+def _search_chunk(
+    references: NDArray[np.float32],
+    starts: NDArray[np.intp],
+    views: NDArray[np.float32],
+    own: NDArray[np.intp],
+) -> tuple[NDArray[Any], ...]:
+    n, n_views = views.shape[:2]
+    rows = np.arange(n)
+    similarities = views.reshape(n * n_views, -1) @ references.T
+    per_view = np.maximum.reduceat(similarities, starts[:-1], axis=1)
+    scores = per_view.reshape(n, n_views, -1).mean(axis=1)
+    mated = own >= 0
+    rank = np.where(mated, (scores >= scores[rows, own][:, None]).sum(axis=1), 0)
+    precision = np.zeros(n)
+    if n_views == 1:
+        for row in np.flatnonzero(mated):
+            relevant = slice(starts[own[row]], starts[own[row] + 1])
+            precision[row] = _average_precision(similarities[row], relevant)
+    first = scores.argmax(axis=1)
+    best = scores[rows, first].astype(np.float64)
+    if scores.shape[1] == 1:
+        return best, first, np.full(n, -1.0), first, rank, precision
+    scores[rows, first] = -np.inf
+    runner_up = scores.argmax(axis=1)
+    return best, first, scores[rows, runner_up].astype(np.float64), runner_up, rank, precision
+
+
+def _average_precision(similarities: NDArray[np.float32], relevant: slice) -> float:
+    """`metrics.average_precision` without sorting all references."""
+    own = np.sort(similarities[relevant])[::-1]
+    ranks = (similarities >= own[:, None]).sum(axis=1)
+    return float(np.mean(np.searchsorted(-own, -own, side="right") / ranks))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Outcomes and the draws of their pills: made once, used by every measure."""
+
+    outcomes: Outcomes
+    draws: Resamples
+
+
+def drawn(outcomes: Outcomes, *, seed: int) -> Drawn:
+    """Attach bootstrap draws to outcomes."""
+    return Drawn(outcomes, resample_pills(outcomes.truth, seed=seed))
+
+
+def measure(mated: Drawn, strangers: Drawn | None, *, with_map: bool = True) -> Measures:
+    """Recall, mAP, AUROC and FNIR at the FPIRs of `FPIRS`, with intervals.
+
+    Thresholds for AUROC and FNIR are set on these very strangers, as is usual for a curve:
+    compare systems with these numbers, do not promise them. Without strangers they are left out;
+    where the strangers are too few for an FPIR, the pills needed stand in place of the interval.
+    """
+    found, draws = mated.outcomes, mated.draws
+    report: Measures = {"n_probes": len(found), "n_pills": draws.n_pills}
+    for k in (1, 5):
+        report[f"recall_at_{k}"] = share(found.rank <= k, draws)
+    if with_map:
+        report["map"] = share(found.average_precision, draws)
+    if strangers is None:
+        return report
+    foreign = strangers.outcomes.best
+    report["auroc"] = _measure(
+        auroc(found.best, foreign), auroc_interval(found.best, draws, foreign, strangers.draws)
+    )
     for fpir in FPIRS:
-        fnir, _, actual = fnir_at_fpir(best, ranks == 1, foreign, fpir)
-        report[f"fnir_at_fpir_{fpir * 100:g}pct"] = _rounded(fnir)
-        report[f"actual_fpir_{fpir * 100:g}pct"] = _rounded(actual)
+        fnir, _, _ = fnir_at_fpir(found.best, found.rank == 1, foreign, fpir)
+        key = f"fnir_at_fpir_{fpir * 100:g}pct"
+        needed = pills_needed(fpir)
+        if strangers.draws.n_pills < needed:
+            report[key] = {"value": rounded(fnir), "needs_stranger_pills": needed}
+            continue
+        interval = fnir_interval(found.best, found.rank == 1, draws, foreign, strangers.draws, fpir)
+        report[key] = _measure(fnir, interval)
     return report
 
 
-def measure_decisions(
-    mated: Sequence[tuple[str, Decision]], strangers: Sequence[Decision]
-) -> dict[str, float]:
-    """What the calibrated device would have said, as shares.
+def measure_decisions(mated: Drawn, decisions: Sequence[Decision], confidence: float) -> Measures:
+    """What the device would have said to enrolled pills, as shares.
 
-    fnir: mated probes not named rightly (unknown, ambiguous or misnamed). misnamed: mated probes
-    given another pill's name. fpir: strangers above the threshold (known or ambiguous).
-    stranger_named: strangers given a name.
+    fnir: not named rightly (unknown, ambiguous or misnamed). misnamed: given another pill's name;
+    misnamed_upper: its upper bound. ambiguous: no name because two pills are too close to call.
     """
-    right = [d.kind == "known" and d.pill == truth for truth, d in mated]
-    misnamed = [d.kind == "known" and d.pill != truth for truth, d in mated]
+    truth, draws = mated.outcomes.truth, mated.draws
+    pairs = list(zip(truth, decisions, strict=True))
+    misnamed = np.array([d.kind == "known" and d.pill != pill for pill, d in pairs])
     return {
-        "fnir": _rounded(1.0 - float(np.mean(right))),
-        "misnamed": _rounded(float(np.mean(misnamed))),
-        "fpir": _rounded(float(np.mean([d.kind != "unknown" for d in strangers]))),
-        "stranger_named": _rounded(float(np.mean([d.kind == "known" for d in strangers]))),
+        "fnir": share([not (d.kind == "known" and d.pill == pill) for pill, d in pairs], draws),
+        "misnamed": share(misnamed, draws),
+        "misnamed_upper": rounded(upper_bound(misnamed, truth, confidence)),
+        "ambiguous": share([d.kind == "ambiguous" for d in decisions], draws),
+    }
+
+
+def measure_strangers(
+    strangers: Drawn, decisions: Sequence[Decision], confidence: float
+) -> Measures:
+    """What the device would have said to pills that are not enrolled, as shares.
+
+    fpir: above the threshold (known or ambiguous); fpir_upper: its upper bound. named: given a
+    name.
+    """
+    truth, draws = strangers.outcomes.truth, strangers.draws
+    accepted = np.array([d.kind != "unknown" for d in decisions])
+    return {
+        "n_probes": len(truth),
+        "n_pills": draws.n_pills,
+        "fpir": share(accepted, draws),
+        "fpir_upper": rounded(upper_bound(accepted, truth, confidence)),
+        "named": share([d.kind == "known" for d in decisions], draws),
     }
 
 
 def det_curve(
-    best: NDArray[np.float64], ranks: NDArray[np.intp], stranger_scores: NDArray[np.floating[Any]]
-) -> list[tuple[float, float]]:
-    """(FPIR, FNIR) just above every stranger score, from strict to lax.
+    mated: Sequence[Outcomes], strangers: Outcomes, n_points: int = 200
+) -> list[tuple[float, ...]]:
+    """(FPIR, FNIR of each mated cohort) just above stranger scores, from strict to lax.
 
-    `best` and `ranks` as from `top_scores`; a probe is missed when its true pill is not first or
-    its score does not pass the threshold.
-
-    >>> det_curve(np.array([0.9, 0.4]), np.array([1, 1]), np.array([0.5, 0.1]))
-    [(0.0, 0.5), (0.5, 0.0)]
+    Every stranger's score is a step; of more than `n_points`, those evenly spaced on a log scale
+    of FPIR are kept.
     """
-    strangers = np.sort(stranger_scores)[::-1]
+    falling = np.sort(strangers.best)[::-1]
+    n = len(falling)
+    steps = np.arange(n)
+    if n > n_points:
+        steps = np.unique(np.r_[0, np.geomspace(1, n - 1, n_points - 1).round().astype(int)])
+    columns = []
+    for found in mated:
+        right = np.sort(found.best[found.rank == 1])
+        passing = len(right) - np.searchsorted(right, falling[steps], side="right")
+        columns.append(1 - passing / len(found))
     return [
-        (n_accepted / len(strangers), float(np.mean((ranks > 1) | (best <= threshold))))
-        for n_accepted, threshold in enumerate(strangers)
+        (rounded(step / n), *(rounded(column[i]) for column in columns))
+        for i, step in enumerate(steps)
     ]
 
 
-def _rounded(value: float | np.floating[Any]) -> float:
+def share(values: Any, draws: Resamples) -> Measures:
+    """The mean of values in 0..1 as a measure of metrics.json."""
+    return _measure(float(np.mean(values)), mean_interval(values, draws))
+
+
+def rounded(value: float | np.floating[Any]) -> float:
+    """Five digits: what is written into metrics.json."""
     return round(float(value), 5)
+
+
+def _measure(value: float, interval: Interval | None) -> Measures:
+    if interval is None:
+        return {"value": rounded(value)}
+    return {"value": rounded(value), "low": rounded(interval[0]), "high": rounded(interval[1])}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import difflib
 import io
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
@@ -49,7 +50,10 @@ class ImageRow:
 
 @dataclass(frozen=True, order=True, slots=True)
 class PillRow:
-    """What is known about one pill besides its photos; unknown fields are empty."""
+    """What is known about one pill besides its photos; unknown fields are empty.
+
+    `imprint` lists both faces with `;` between them, `size_mm` is the longest extent.
+    """
 
     pill: str
     name: str = ""
@@ -59,6 +63,7 @@ class PillRow:
     shape: str = ""
     colour: str = ""
     imprint: str = ""
+    size_mm: str = ""
 
 
 IMAGE_COLUMNS: tuple[str, ...] = tuple(field.name for field in fields(ImageRow))
@@ -112,6 +117,7 @@ def load_pills(directory: Path) -> dict[str, PillRow]:
     rows: dict[str, PillRow] = {}
     records = read_table(path, required=("pill",), optional=PILL_COLUMNS[1:], strip=False)
     for line, record in records:
+        check_size(path, line, record.get("size_mm", ""))
         row = PillRow(**record)
         if row.pill in rows:
             raise duplicate_row(path, line, "pill", row.pill)
@@ -197,6 +203,17 @@ def check_choice(path: Path, line: int, column: str, value: str, choices: Sequen
             f"{path}:{line}",
             found=f"{column} {value!r}",
             expected=", ".join(choice or "an empty value" for choice in choices),
+            remedy="Correct the value.",
+        )
+
+
+def check_size(path: Path, line: int, value: str) -> None:
+    """Raise DatasetRejected unless `value` is empty or a positive decimal number."""
+    if value and (not re.fullmatch(r"[0-9]+(\.[0-9]+)?", value) or float(value) == 0):
+        raise DatasetRejected(
+            f"{path}:{line}",
+            found=f"size_mm {value!r}",
+            expected="millimetres such as 12 or 12.5, or an empty value",
             remedy="Correct the value.",
         )
 
