@@ -42,6 +42,7 @@ bench: install
 	python benchmarks/synth_throughput.py
 	python benchmarks/identify_latency.py --bundle $(BUNDLE)
 	python benchmarks/device_install.py
+	python benchmarks/evaluation_scale.py
 
 # Write the source files that each stage imports into dvc.yaml.
 deps: install

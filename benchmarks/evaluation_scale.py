@@ -1,77 +1,83 @@
-"""How long the measures take for 10,000 probes and 10,000 references, after embedding.
+"""How long everything after embedding takes for 10,000 probes and 10,000 references.
 
-    python benchmarks/evaluation_scale.py [--probes 10000] [--references 10000]
+    python benchmarks/evaluation_scale.py
 
-Embeddings are random points around random pill centres, 2,000 enrolled pills with 5 references
-each, half of the probes mated, half strangers of 1,000 other pills.
+Embeddings are random points around random pill centres: 2,000 enrolled pills with 5 references
+each, 4,000 probes of seen pills, 3,000 of new ones, and 3,000 of as many strangers, front and back.
+Timed is what `evaluate` does with them: search as on the device, decide, calibrate, all measures
+for 1, 3 and 5 references and for both sides, each with 1,000 bootstrap resamples, look-alikes.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 
 import numpy as np
 
-from pilltrack.core.decide import Rule, decide
 from pilltrack.core.gallery import Gallery, Reference
-from pilltrack.pipeline.calibrate import calibrate
-from pilltrack.pipeline.protocol import (
-    det_curve,
-    drawn,
-    measure,
-    measure_decisions,
-    measure_strangers,
-    search,
-    single_views,
-)
+from pilltrack.pipeline.evaluate import measure_trial, parity
+from pilltrack.pipeline.lookalikes import find_lookalikes
+from pilltrack.pipeline.params import EvaluateParams
+from pilltrack.pipeline.shots import Shot
+from pilltrack.pipeline.table import ImageRow, Role, Side, Split
+from pilltrack.pipeline.trial import calibrate_on, try_shots
 
-DIM, REFERENCES_PER_PILL, SPREAD = 128, 5, 0.13
+DIM, N_PILLS, REFERENCES_PER_PILL, SPREAD = 128, 2000, 5, 0.13
+COHORTS: dict[str, tuple[int, int, int, Split, Role]] = {  # probes, pills from, to, split, role
+    "seen": (4000, 0, 1200, "train", "probe"),
+    "new": (3000, 1200, 2000, "test", "probe"),
+    "strangers": (3000, 2000, 5000, "test", "stranger"),
+}
+SETTINGS = EvaluateParams(
+    seed=0,
+    captures="real",
+    augmented_per_photo=0,
+    fpir=0.01,
+    misnamed=0.01,
+    promised_fpir=0.05,
+    promised_misnamed=0.05,
+    confidence=0.95,
+    min_recall_at_1_seen=0,
+    min_recall_at_1_new=0,
+    max_fnir=1,
+    max_flips=1,
+)
 
 
 def main() -> None:
     """Print seconds of each step and the figures found."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--probes", type=int, default=10_000)
-    parser.add_argument("--references", type=int, default=10_000)
-    arguments = parser.parse_args()
     rng = np.random.default_rng(0)
-    n_pills = arguments.references // REFERENCES_PER_PILL
-    centres = _unit(rng.normal(size=(n_pills + n_pills // 2, DIM)))
+    centres = _unit(rng.normal(size=(COHORTS["strangers"][2], DIM)))
 
     def photos(pills: np.ndarray) -> np.ndarray:
         return _unit(centres[pills] + SPREAD * rng.normal(size=(len(pills), DIM)))
 
-    enrolled = np.repeat(np.arange(n_pills), REFERENCES_PER_PILL)
-    references, names = photos(enrolled), [f"pill {n:05d}" for n in enrolled]
-    mated = rng.integers(0, n_pills, arguments.probes // 2)
-    foreign = rng.integers(n_pills, len(centres), arguments.probes - len(mated))
-    probes = {
-        "mated": single_views(photos(mated), [f"pill {n:05d}" for n in mated]),
-        "strangers": single_views(photos(foreign), [f"pill {n:05d}" for n in foreign]),
-    }
+    enrolled = np.repeat(np.arange(N_PILLS), REFERENCES_PER_PILL)
+    shots: list[Shot] = []
+    shown: list[int] = []
+    for n_probes, start, stop, split, role in COHORTS.values():
+        pills = np.sort(np.arange(n_probes) % (stop - start)) + start
+        shown += pills.tolist()
+        shots += [_shot(pill, n, split, role) for n, pill in enumerate(pills.tolist())]
+    embeddings = photos(np.array(shown))
     clock = _Clock()
-    found = {kind: search(references, names, some) for kind, some in probes.items()}
-    clock.lap("search: ranks, average precision")
-    tried = {kind: drawn(outcomes, seed=0) for kind, outcomes in found.items()}
-    report = measure(tried["mated"], tried["strangers"])
-    clock.lap("measures, bootstrap with 1,000 resamples")
-    rule: Rule = calibrate(found["strangers"], found["mated"], fpir=0.01, misnamed=0.01)
-    clock.lap("calibration")
     with Gallery.create("space", DIM) as gallery:
-        gallery.enrol([Reference(p, "", str(n)) for n, p in enumerate(names)], references)
-        clock.lap("gallery built")
-        decisions = {
-            kind: [decide(c, rule) for c in gallery.search(some.embeddings[:, 0], n_pills=2)]
-            for kind, some in probes.items()
-        }
-        clock.lap("decisions, searched as on the device")
-    report |= measure_decisions(tried["mated"], decisions["mated"], 0.95)
-    report |= measure_strangers(tried["strangers"], decisions["strangers"], 0.95)
-    det_curve([found["mated"]], found["strangers"])
-    clock.lap("decisions measured, DET curve")
-    print(f"{'total':45} {clock.total_s:6.2f} s")
-    print(f"recall@1 {report['recall_at_1']}, AUROC {report['auroc']}, FPIR {report['fpir']}")
+        references = [Reference(_name(p), "", f"{n:05d}") for n, p in enumerate(enrolled.tolist())]
+        gallery.enrol(references, photos(enrolled))
+        clock.lap("gallery of 10,000 references built")
+        validation = [shot for shot in shots if shot.row.split == "test"]
+        rule, _ = calibrate_on(gallery, validation, embeddings[-len(validation) :], SETTINGS)
+        clock.lap("6,000 probes searched, rule calibrated")
+        trial = try_shots(gallery, rule, shots, embeddings, seed=0)
+        clock.lap("10,000 probes searched and decided")
+        report = measure_trial(trial, gallery, SETTINGS)
+        clock.lap("all measures, 1,000 resamples each")
+        parity(trial, trial)
+        find_lookalikes(gallery.embeddings(), gallery.references(), {}, {}, {}, {})
+        clock.lap("parity, look-alikes")
+    print(f"{'total':40} {clock.total_s:6.2f} s")
+    for name in ("recall_at_1", "auroc", "fnir_at_fpir_0.1pct"):
+        print(f"new pills: {name:20} {report['new'][name]}")
 
 
 class _Clock:
@@ -80,12 +86,22 @@ class _Clock:
 
     def lap(self, what: str) -> None:
         now_s = time.perf_counter()
-        print(f"{what:45} {now_s - self._last_s:6.2f} s")
+        print(f"{what:40} {now_s - self._last_s:6.2f} s", flush=True)
         self._last_s = now_s
 
     @property
     def total_s(self) -> float:
         return time.perf_counter() - self._start_s
+
+
+def _name(pill: int) -> str:
+    return f"pill {pill:05d}"
+
+
+def _shot(pill: int, n: int, split: Split, role: Role) -> Shot:
+    side: Side = "back" if n % 2 else "front"
+    row = ImageRow(f"{split}{role}{n}", _name(pill), side, "", "real", f"{n}", split, role)
+    return Shot(row, None)
 
 
 def _unit(points: np.ndarray) -> np.ndarray:

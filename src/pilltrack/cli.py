@@ -206,7 +206,7 @@ def _evaluate_folder(arguments: argparse.Namespace) -> int:
         print(json.dumps(report))
         return 0
     from pilltrack.pipeline.results import Measure
-    from pilltrack.pipeline.verdict import in_words
+    from pilltrack.pipeline.words import in_words
 
     for name, value in report.items():
         if isinstance(value, dict):

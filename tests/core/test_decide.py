@@ -110,3 +110,19 @@ def test_a_calibration_whose_evidence_breaks_its_promise_cannot_be_made(harm: st
     content["evidence"][f"{harm}_upper"] = content[harm] + 0.001
     with pytest.raises(ValidationError, match=f"{harm} of up to"):
         Calibration(**content)
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        {"fpir": 0.0081},  # more than its own upper bound
+        {"misnamed": 0.011},
+        {"n_stranger_pills": 300},  # without an error these prove 0.00994, not 0.008
+        {"n_mated_pills": 200},
+    ],
+)
+def test_evidence_that_cannot_prove_its_bound_is_refused(evidence: dict[str, float]) -> None:
+    content = calibration().model_dump()
+    content["evidence"] |= evidence
+    with pytest.raises(ValidationError, match="pills cannot prove at most"):
+        Calibration(**content)

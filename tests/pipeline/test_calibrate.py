@@ -122,3 +122,9 @@ def test_too_few_pills_stop_the_stage_and_say_which() -> None:
 
 def test_pills_for_an_aim_are_counted_in_decimals() -> None:
     assert [pills_for_aim(share) for share in (0.5, 0.1, 0.07, 0.05)] == [1, 9, 14, 19]
+
+
+def test_strangers_as_near_as_a_pill_itself_stop_the_stage_for_another_reason() -> None:
+    collapsed, mated = _outcomes(_names(40), [1.0] * 40), _outcomes(_names(40), [1.0] * 40)
+    with pytest.raises(StageFailed, match="cosine of 1"):
+        calibrate(collapsed, mated, fpir=0.1, misnamed=0.1)

@@ -407,6 +407,11 @@ def test_what_makes_the_comparison_uneven_is_noted(
         "B's rule and promises are for rendered captures, these are augmented",
         "B's rule and promises are for a gallery of 60 pills, here are 41",
     )
+    assert comparison.b.trained_elsewhere
+    fair = replace(comparison, verdict="better", b=replace(comparison.b, promises=()))
+    assert exit_code(fair, require_better=False) == 3
+    here = replace(fair, b=replace(fair.b, trained_elsewhere=False))
+    assert exit_code(here, require_better=False) == 0
 
 
 def test_captures_that_the_test_set_lacks_are_refused(
@@ -442,6 +447,20 @@ def test_the_text_is_a_table_that_ends_with_the_verdict(worse: Comparison) -> No
     assert lines[-1].startswith("B is worse than A: strangers accepted (FPIR)")
     assert lines[-1].endswith("B breaks its promise: strangers accepted; enrolled pills misnamed.")
     assert any(line.endswith("with 95 % confidence: broken here") for line in lines)
+
+
+def test_bounds_are_rounded_up_in_words(worse: Comparison) -> None:
+    (promise, *others) = worse.a.promises
+    barely = replace(promise, upper=0.30001)
+    changed = replace(worse, a=replace(worse.a, promises=(barely, *others)))
+    assert "at most 30.1 % with 95 % confidence" in to_text(changed)
+    assert "at most 30.1 % with 95 % confidence" in to_markdown(changed)
+
+
+def test_names_are_plain_text_in_markdown(worse: Comparison) -> None:
+    named = replace(worse, a=replace(worse.a, source="a|b`c`\n<!--", name="*x*"))
+    line = next(line for line in to_markdown(named).splitlines() if line.startswith("- A "))
+    assert "a\\|b\\`c\\` \\<!-- (\\*x\\*, made at commit" in line
 
 
 def test_json_holds_every_field(worse: Comparison) -> None:
@@ -538,6 +557,19 @@ def test_what_is_neither_directory_nor_revision_is_refused(
     assert "no such revision (unknown Git revision 'v9')" in refusal("v9").found
     monkeypatch.chdir(tmp_path)
     assert "no repository here" in refusal("careful").found
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["", "careful^{tree}", "careful:artifacts", "x" * 5000, "-n", "careful..empty", "a\0b"],
+)
+def test_what_names_no_commit_is_refused_in_one_line(
+    repository: tuple[Path, Path], source: str
+) -> None:
+    with pytest.raises(StageFailed, match="unknown Git revision") as caught, opened_bundle(source):
+        pass
+    assert len(str(caught.value)) < 500
+    assert str(caught.value).isprintable()
 
 
 def test_a_revision_without_a_bundle_is_refused(repository: tuple[Path, Path]) -> None:

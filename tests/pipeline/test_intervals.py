@@ -14,6 +14,7 @@ from pilltrack.pipeline.intervals import (
     difference_interval,
     fnir_interval,
     mean_interval,
+    pill_means,
     pills_needed,
     resample_pills,
     upper_bound,
@@ -36,6 +37,13 @@ def test_pills_with_more_photos_weigh_more() -> None:
     low, high = mean_interval([1] * 50 + [0] * 50, resample_pills(names, seed=0)) or (0, 0)
     assert low == 0.0  # some resamples lack the big pill
     assert high > 0.6  # and some hold it more than once
+
+
+def test_means_by_pill_give_each_pill_one_vote() -> None:
+    names = ["b"] * 8 + ["a", "c"]
+    assert pill_means([1] * 8 + [0, 0], names).tolist() == [0, 1, 0]
+    draws = resample_pills(names, seed=0)
+    assert draws.per_pill().weights(0).tolist() == draws.counts[0].tolist()
 
 
 def test_no_interval_from_fewer_than_ten_pills() -> None:
@@ -86,9 +94,11 @@ def test_bootstrapped_auroc_and_fnir_are_those_of_the_resampled_photos() -> None
     )
 
 
-def test_perfect_separation_has_no_auroc_interval_and_a_bounded_fnir() -> None:
+def test_perfect_separation_is_bounded_by_the_rule_of_three() -> None:
     draws = resample_pills(_names(20), seed=0)
-    assert auroc_interval([0.9] * 20, draws, [0.1] * 20, draws) is None
+    fewer = resample_pills(_names(12), seed=0)
+    sure = auroc_interval([0.9] * 20, draws, [0.1] * 12, fewer)
+    assert sure == pytest.approx((0.025 ** (1 / 12), 1.0))  # 12 pairs of pills, none lost
     low, high = fnir_interval([0.9] * 20, [True] * 20, draws, [0.1] * 20, draws, 0.05) or (1, 1)
     assert low == 0
     assert high == pytest.approx(1 - 0.025 ** (1 / 20))

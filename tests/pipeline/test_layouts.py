@@ -130,7 +130,9 @@ def test_pill_names_that_differ_only_by_case_are_refused(tmp_path: Path) -> None
     assert "'advil' beside 'Advil'" in error.found
 
 
-@pytest.mark.parametrize("pill", [".hidden", "ends.", " space", "a" * 101])
+@pytest.mark.parametrize(
+    "pill", [".hidden", "ends.", " space", "a" * 101, "=1+1", "@home", "-x", "+y"]
+)
 def test_pill_name_that_cannot_be_a_folder_everywhere_is_refused(tmp_path: Path, pill: str) -> None:
     error = refusal(tmp_path, {"images.csv": f'image,pill\n1.png,"{pill}"\n', "1.png": PHOTO}) \
         if pill.strip() == pill else refusal(tmp_path, {f"{pill}/1.png": PHOTO})  # fmt: skip
@@ -268,6 +270,9 @@ def test_pills_csv_adds_what_is_known(tmp_path: Path) -> None:
         ("name\nAdvil\n", "pills.csv:1", "no column pill"),
         ("pill,size_mm\na,12 mm\n", "pills.csv:2", "size_mm '12 mm'"),
         ("pill,size_mm\na,0.0\n", "pills.csv:2", "size_mm '0.0'"),
+        ("pill,name\na,5\u202emg\n", "pills.csv:2", "name '5\\u202emg'"),
+        ('pill,name\na,"=HYPERLINK(1)"\n', "pills.csv:2", "name '=HYPERLINK(1)'"),
+        (f"pill,name\na,{'x' * 201}\n", "pills.csv:2", "name 'xxx"),
         ("pill,size_mm\na,nan\n", "pills.csv:2", "size_mm 'nan'"),
         ('pill,size_mm\na,"12,5"\n', "pills.csv:2", "size_mm '12,5'"),
     ],
@@ -301,13 +306,23 @@ NAMES = st.builds(  # with spaces at the ends, which file names may have
     st.text(VISIBLE, min_size=1),
     st.just(" ") | VISIBLE,
 )
+IMAGES = st.builds("images/{}".format, NAMES).filter(
+    lambda name: "\\" not in name and "/../" not in f"{name}/"
+)
+
+
+@pytest.mark.parametrize("image", ["/etc/passwd", "../secret.png", "a/../../b.png", "a\\b.png"])
+def test_an_image_outside_the_directory_is_refused(tmp_path: Path, image: str) -> None:
+    write_images(tmp_path, [ImageRow(image, "a", "", "s", "real", "g", "test", "probe")])
+    with pytest.raises(DatasetRejected, match=r"images\.csv:2: image .*below the directory"):
+        load_images(tmp_path)
 
 
 @given(
     st.lists(
         st.builds(
             ImageRow,
-            image=NAMES,
+            image=IMAGES,
             pill=NAMES,
             side=st.sampled_from(["front", "back", ""]),
             session=NAMES,

@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -17,7 +18,7 @@ from pilltrack.pipeline import lookalikes as module
 from pilltrack.pipeline.lookalikes import (
     COLUMNS,
     LookAlike,
-    find_lookalikes,
+    Pair,
     load_lookalikes,
     measure_pictures,
     same_drug_other_strength,
@@ -28,6 +29,21 @@ from pilltrack.pipeline.table import PillRow, write_pills
 from tests.pipeline.pill_zips import Pixels, png
 
 Embeddings = NDArray[np.float32]
+
+
+def find_lookalikes(
+    embeddings: Embeddings,
+    references: Sequence[Reference],
+    pills: Mapping[str, PillRow],
+    confusions: Mapping[Pair, int],
+    n_probes: Mapping[str, int],
+    *,
+    limit: int = 50,
+) -> list[LookAlike]:
+    """The function itself, where no photo was given a wrong name."""
+    return module.find_lookalikes(
+        embeddings, references, pills, confusions, {}, n_probes, limit=limit
+    )
 
 
 def at_angles(*degrees: float) -> Embeddings:
@@ -120,6 +136,20 @@ def test_similar_pairs_fill_the_places_that_no_confusion_takes() -> None:
         at_angles(0, 5, 11, 18), references(*"abcd"), {}, {("a", "d"): 1}, {"a": 1}, limit=4
     )
     assert names(found) == ["ad", "ab", "bc", "cd"]  # 5, 6, 7 degrees
+
+
+def test_a_wrong_name_is_worse_than_any_number_of_nearest_references() -> None:
+    wrong = {("b", "c"): 1}
+    found = module.find_lookalikes(
+        at_angles(0, 1, 90),
+        references("a", "b", "c"),
+        {},
+        {("a", "b"): 9, ("c", "b"): 1},
+        wrong,
+        {"a": 9, "b": 9, "c": 1},
+    )
+    assert names(found) == ["bc", "ab", "ac"]
+    assert [(row.n_confused, row.n_misnamed) for row in found] == [(1, 1), (9, 0), (0, 0)]
 
 
 def test_ties_are_ordered_by_name() -> None:
@@ -317,7 +347,7 @@ def measured(
     for name, image in (("a", a), ("b", b)):
         (tmp_path / f"images/{name}.png").write_bytes(png(image))
     write_pills(tmp_path, pills)
-    row = LookAlike("a", "b", "images/a.png", "images/b.png", 0.9, 4, 1, 0.25, told, False)
+    row = LookAlike("a", "b", "images/a.png", "images/b.png", 0.9, 4, 1, 0, 0.25, told, False)
     found = measure_pictures(tmp_path, [row])
     assert [(r.pill_a, r.image_b, r.similarity, r.n_confused) for r in found] == [
         ("a", "images/b.png", 0.9, 1)
@@ -381,7 +411,7 @@ def test_tables_are_believed_before_pictures(tmp_path: Path) -> None:
 
 def test_picture_that_is_missing_is_named(tmp_path: Path) -> None:
     write_pills(tmp_path, [])
-    row = LookAlike("a", "b", "images/a.png", "images/b.png", 0.9, 0, 0, None, "", False)
+    row = LookAlike("a", "b", "images/a.png", "images/b.png", 0.9, 0, 0, 0, None, "", False)
     with pytest.raises(ImageRejected, match=r"images/a\.png: cannot be read"):
         measure_pictures(tmp_path, [row])
 
@@ -389,8 +419,8 @@ def test_picture_that_is_missing_is_named(tmp_path: Path) -> None:
 # --- the table ---------------------------------------------------------------------------------
 
 ROWS = [
-    LookAlike("b", "c d", "i/1,2.png", "j", 0.9, 4, 1, 0.25, "colour; size", True, 12.5, 0.125),
-    LookAlike("a", "b", "i", "j", -0.125, 0, 0, None, "", False),
+    LookAlike("b", "c d", "i/1,2.png", "j", 0.9, 4, 2, 1, 0.25, "colour; size", True, 12.5, 0.125),
+    LookAlike("a", "b", "i", "j", -0.125, 0, 0, 0, None, "", False),
 ]
 
 
@@ -398,10 +428,10 @@ def test_written_table_is_read_back_in_its_order(tmp_path: Path) -> None:
     path = write_lookalikes(tmp_path / "lookalikes.csv", ROWS)
     assert load_lookalikes(path) == ROWS
     assert path.read_text().splitlines() == [
-        "pill_a,pill_b,image_a,image_b,similarity,n_probes,n_confused,confusion_rate,told_apart_by,"
-        "same_drug_other_strength,colour_difference,aspect_difference",
-        'b,c d,"i/1,2.png",j,0.9,4,1,0.25,colour; size,1,12.5,0.125',
-        "a,b,i,j,-0.125,0,0,,,0,,",
+        "pill_a,pill_b,image_a,image_b,similarity,n_probes,n_confused,n_misnamed,confusion_rate,"
+        "told_apart_by,same_drug_other_strength,colour_difference,aspect_difference",
+        'b,c d,"i/1,2.png",j,0.9,4,2,1,0.25,colour; size,1,12.5,0.125',
+        "a,b,i,j,-0.125,0,0,0,,,0,,",
     ]
 
 
@@ -429,7 +459,7 @@ def test_damaged_table_is_refused_with_its_line(
 ) -> None:
     path = write_lookalikes(tmp_path / "x.csv", ROWS)
     lines = path.read_text().splitlines()
-    values = ["b", "c d", "i", "j", "0.9", "4", "1", "0.25", "colour", "1", "12.5", "0.1"]
+    values = ["b", "c d", "i", "j", "0.9", "4", "2", "1", "0.25", "colour", "1", "12.5", "0.1"]
     values[COLUMNS.index(column)] = value
     path.write_text("\n".join([lines[0], ",".join(values)]))
     with pytest.raises(DatasetRejected) as caught:

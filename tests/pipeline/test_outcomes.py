@@ -32,6 +32,10 @@ def test_table_survives_a_round_trip(tmp_path: Path) -> None:
         (",new,", ",old,", "cohort 'old'"),
         (",0.9,", ",high,", "not a number"),
         (",17,", ",x17,", "not a number"),
+        (",0.9,", ",nan,", "not a number"),
+        (",17,", ",-17,", "not a number"),
+        (",2,", ",-2,", "not a number"),
+        ("augmented,", "imagined,", "captures 'imagined'"),
         ("flipped", "turned", "unknown column 'turned'"),
     ],
 )

@@ -17,6 +17,7 @@ from pilltrack.pipeline.protocol import (
     measure,
     measure_decisions,
     measure_strangers,
+    rounded_up,
     search,
     single_views,
     two_sided,
@@ -159,6 +160,25 @@ def test_decisions_are_counted_by_their_harm() -> None:
     assert (harm["fpir"]["value"], harm["named"]["value"]) == (0.4, 0.2)
     # Clopper-Pearson for 2 of 5: P(Bin(5, p) <= 2) = 0.05 at p = 0.8107.
     assert harm["fpir_upper"] == pytest.approx(0.8107, abs=1e-4)
+
+
+def test_a_pill_with_many_photos_has_one_vote_in_what_is_promised() -> None:
+    """One pill accepted in all of 50 photos, three never, in one photo each."""
+    strangers = _found(single_views(_at(*([1] * 53)), ["w"] * 50 + list("xyz")))
+    harm = measure_strangers(strangers, [KNOWN_A] * 50 + [UNKNOWN] * 3, 0.95)
+    assert harm["fpir"]["value"] == harm["named"]["value"] == 0.25
+    assert harm["fpir_upper"] >= 0.25
+
+
+def test_bounds_are_rounded_up() -> None:
+    assert [rounded_up(value) for value in (0.0100024, 0.01, 0.099999999999)] == [
+        0.01001, 0.01, 0.1,
+    ]  # fmt: skip
+
+
+def test_a_probe_without_references_is_no_hit() -> None:
+    with pytest.raises(AssertionError, match="without references"):
+        measure(_found(single_views(_at(1, 2), ["a", "gone"])), None)
 
 
 def test_det_curve_goes_from_strict_to_lax() -> None:

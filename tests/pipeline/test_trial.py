@@ -72,3 +72,18 @@ def test_the_rule_comes_from_validation_strangers_and_enrolled_pills(gallery: Ga
     assert rule.threshold == pytest.approx(np.cos(np.radians(20)), abs=1e-6)
     assert rule.margin == 0.0
     assert (len(found["strangers"]), len(found["new"])) == (9, 9)
+
+
+@pytest.mark.parametrize(
+    ("odd", "found"),
+    [
+        (_shot("gone", "test", "probe"), "1 that are not enrolled, such as gone"),
+        (_shot("a", "test", "stranger"), "1 that are enrolled, such as a"),
+    ],
+)
+def test_a_gallery_that_does_not_fit_the_shots_is_refused(
+    gallery: Gallery, odd: Shot, found: str
+) -> None:
+    shots = [_shot("b", "test", "probe"), odd]
+    with pytest.raises(StageFailed, match=found):
+        try_shots(gallery, Rule(threshold=0.5, margin=0.0), shots, _at(85, 5), seed=0)

@@ -177,7 +177,8 @@ def _read_manifest(directory: Path) -> Manifest:
             str(path),
             found=f"format {found_format!r}",
             expected=f"format {FORMAT}",
-            remedy="A newer format needs a newer PillTrack on this device.",
+            remedy="A newer format needs a newer PillTrack on this device; an older bundle "
+            "has to be built again.",
         )
     try:
         return Manifest.model_validate_json(raw)

@@ -25,7 +25,7 @@ REJECT_EVERYTHING = just_above(1.0)
 class Rule(BaseModel):
     """When to accept; `threshold` and `margin` are cosines."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     threshold: float
     margin: float = Field(ge=0)
@@ -34,11 +34,12 @@ class Rule(BaseModel):
 class Evidence(BaseModel):
     """What the rule did on test pills, which neither training nor the rule itself had seen.
 
-    Shares in 0..1: `fpir` of strangers accepted, `misnamed` and `fnir` of enrolled pills that
-    were not trained on. The upper bounds hold with the confidence of the calibration.
+    Shares in 0..1, each pill having one vote: `fpir` of strangers accepted, `misnamed` and `fnir`
+    of enrolled pills that were not trained on. Each upper bound holds with the confidence of the
+    calibration.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     n_stranger_pills: int = Field(ge=1)
     n_stranger_photos: int = Field(ge=1)
@@ -54,9 +55,13 @@ class Evidence(BaseModel):
 class Calibration(Rule):
     """The rule, what it promises, and on what evidence.
 
-    Promised with `confidence`: at most the share `fpir` of strangers is accepted, and at most the
-    share `misnamed` of enrolled pills gets another pill's name, for a gallery of `gallery_size`
-    pills; `captures` tells whether both were measured on real or simulated captures.
+    Promised, each with `confidence`: of photos of the next stranger at most the share `fpir` is
+    accepted; of photos of the next enrolled pill, trained on or not, at most the share `misnamed`
+    gets another pill's name. Both are for a gallery of `gallery_size` pills; `captures` tells
+    whether they were measured on real or simulated captures.
+
+    Raises ValidationError for evidence that does not bear out a promise: a bound above it, below
+    what was measured, or below what so few pills can prove.
     """
 
     space: str = Field(min_length=1)
@@ -68,11 +73,17 @@ class Calibration(Rule):
     evidence: Evidence
 
     @model_validator(mode="after")
-    def _kept(self) -> Calibration:
-        for harm in ("fpir", "misnamed"):
-            bound, promised = getattr(self.evidence, f"{harm}_upper"), getattr(self, harm)
-            if bound > promised:
-                raise ValueError(f"{harm} of up to {bound:.4f} against a promise of {promised:.4f}")
+    def _borne_out(self) -> Calibration:
+        found = self.evidence
+        for harm, promised, measured, upper, n_pills in (
+            ("fpir", self.fpir, found.fpir, found.fpir_upper, found.n_stranger_pills),
+            ("misnamed", self.misnamed, found.misnamed, found.misnamed_upper, found.n_mated_pills),
+        ):
+            provable = 1 - (1 - self.confidence) ** (1 / n_pills)  # by n pills without an error
+            if upper > promised:
+                raise ValueError(f"{harm} of up to {upper:.5f} against a promise of {promised:.5f}")
+            if upper < measured or upper < provable - 1e-5:
+                raise ValueError(f"{harm}: {n_pills} pills cannot prove at most {upper:.5f}")
         return self
 
 

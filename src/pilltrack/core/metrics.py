@@ -94,7 +94,7 @@ def fnir_at_fpir(
     `mated_top` (M,) and `stranger_top` (S,): best score per probe; `mated_correct` (M,) bool:
     whether it belongs to the true pill (a tie with a wrong one is not correct). 0 <= fpir < 1.
     The third value is the FPIR reached, at most `fpir`. The threshold fits these strangers; a
-    promise about new ones needs `decide.threshold_at_fpir`.
+    promise about new ones needs a conformal threshold.
 
     >>> fnir, threshold, actual = fnir_at_fpir(
     ...     [0.9, 0.8, 0.3], [True, False, True], [0.1, 0.2, 0.4, 0.6], fpir=0.25)

@@ -28,16 +28,26 @@ def calibrate(strangers: Outcomes, mated: Outcomes, *, fpir: float, misnamed: fl
     stranger with probability at most `fpir`; given it, the margin lets an enrolled pill be named
     as another with probability at most `misnamed`.
 
-    Raises StageFailed when there are too few pills for an aim: the rule would accept nothing.
+    Raises StageFailed when there are too few pills for an aim, or no threshold below 1 keeps it:
+    the rule would accept nothing.
     """
+    for who, outcomes, key, aim in (
+        ("strangers", strangers, "evaluate.fpir", fpir),
+        ("enrolled pills", mated, "evaluate.misnamed", misnamed),
+    ):
+        if len(set(outcomes.truth)) < pills_for_aim(aim):
+            raise _too_few(who, outcomes, key, aim)
     threshold = conformal_threshold(strangers.best, strangers.truth, fpir)
     if threshold >= REJECT_EVERYTHING:
-        raise _too_few("strangers", strangers, "evaluate.fpir", fpir)
+        raise StageFailed(
+            "calibration",
+            found=f"more than {fpir:.1%} of strangers with a cosine of 1, like a pill's own photo",
+            expected="a model that tells pills apart",
+            remedy="Look at the teacher's and the student's history.csv; train again.",
+        )
     at_risk = (mated.rank > 1) & (mated.best >= threshold)
     gaps = np.where(at_risk, mated.best - mated.second, NEVER_NAMED_WRONGLY)
     margin = conformal_threshold(gaps, mated.truth, misnamed)
-    if margin >= REJECT_EVERYTHING:
-        raise _too_few("enrolled pills", mated, "evaluate.misnamed", misnamed)
     return Rule(threshold=threshold, margin=max(0.0, margin))
 
 

@@ -7,10 +7,11 @@ from typing import Literal, get_args
 
 from pilltrack.core.errors import DatasetRejected
 from pilltrack.pipeline.params import EvaluateParams
-from pilltrack.pipeline.table import ImageRow
+from pilltrack.pipeline.table import CAPTURES, ImageRow
 
 Cohort = Literal["seen", "new", "strangers"]
 COHORTS: tuple[Cohort, ...] = get_args(Cohort)
+ALL_CAPTURES = (*CAPTURES, "augmented")  # never mixed in one number
 
 
 def cohort_of(row: ImageRow) -> Cohort:

@@ -31,7 +31,7 @@ from pilltrack.core.errors import DatasetRejected, GateFailed, StageFailed
 from pilltrack.core.gallery import Gallery
 from pilltrack.core.metrics import auroc
 from pilltrack.pipeline.audit import archive_digest
-from pilltrack.pipeline.cohorts import Cohort, cohort_of
+from pilltrack.pipeline.cohorts import COHORTS, Cohort, cohort_of
 from pilltrack.pipeline.enroll import choose_references, enrol_rows
 from pilltrack.pipeline.intervals import (
     LEVEL,
@@ -39,17 +39,18 @@ from pilltrack.pipeline.intervals import (
     Interval,
     Resamples,
     difference_interval,
+    pill_means,
     resample_pills,
     upper_bound,
 )
 from pilltrack.pipeline.params import Params
-from pilltrack.pipeline.protocol import rounded
+from pilltrack.pipeline.protocol import accepted, misnamed, named_rightly, rounded, rounded_up
 from pilltrack.pipeline.releases import opened_bundle
 from pilltrack.pipeline.shots import Shot, embed_shots, shots_to_identify
 from pilltrack.pipeline.table import load_images
 from pilltrack.pipeline.trial import Tried, try_shots
 
-COHORTS: tuple[Cohort, ...] = ("new", "seen", "strangers")
+DRAWS: tuple[Cohort, ...] = ("new", "seen", "strangers")  # each with the seed of its place
 Better = Literal["higher", "lower"]
 Verdict = Literal["better", "no difference", "worse", "cannot tell"]
 PromiseState = Literal["kept", "not proven here", "broken here"]
@@ -67,22 +68,20 @@ class Metric:
     gate: bool
 
 
-def _accepted(tried: Tried) -> list[bool]:
-    return [decision.kind != "unknown" for decision in tried.decisions]
+def _accepted(tried: Tried) -> NDArray[np.bool_]:
+    return accepted(tried.decisions)
 
 
 def _named(tried: Tried) -> list[bool]:
     return [decision.kind == "known" for decision in tried.decisions]
 
 
-def _misnamed(tried: Tried) -> list[bool]:
-    pairs = zip(tried.pills, tried.decisions, strict=True)
-    return [decision.kind == "known" and decision.pill != pill for pill, decision in pairs]
+def _misnamed(tried: Tried) -> NDArray[np.bool_]:
+    return misnamed(tried.pills, tried.decisions)
 
 
-def _missed(tried: Tried) -> list[bool]:
-    pairs = zip(tried.pills, tried.decisions, strict=True)
-    return [not (decision.kind == "known" and decision.pill == pill) for pill, decision in pairs]
+def _missed(tried: Tried) -> NDArray[np.bool_]:
+    return ~named_rightly(tried.pills, tried.decisions)
 
 
 def _first(tried: Tried) -> NDArray[np.bool_]:
@@ -147,6 +146,7 @@ class Contender:
     data_digest: str
     space: str
     promises: tuple[Promise, ...]
+    trained_elsewhere: bool  # on other data or another split: it may have seen these test pills
 
 
 @dataclass(frozen=True)
@@ -206,8 +206,10 @@ def compare(
         captures=captures,
         gallery_pills=len(enrolled),
         data_digest=digest,
-        a=_contender(champion, manifests[0], trials[0]),
-        b=_contender(challenger, manifests[1], trials[1]),
+        a=_contender(champion, manifests[0], trials[0], _elsewhere(manifests[0], digest, enrolled)),
+        b=_contender(
+            challenger, manifests[1], trials[1], _elsewhere(manifests[1], digest, enrolled)
+        ),
         changes=tuple(changes),
         notes=tuple(_notes(manifests, captures, digest, enrolled)),
     )
@@ -216,12 +218,13 @@ def compare(
 def exit_code(comparison: Comparison, require_better: bool) -> int:
     """0: B may follow A. 3: it may not, or nobody can tell.
 
-    B may follow when it is better or, without `require_better`, when no difference is shown, and
-    when it breaks none of its promises on this test set.
+    B may follow when it is better or, without `require_better`, when no difference is shown; when
+    it breaks none of its promises on this test set; and when it cannot have been trained on it.
     """
     enough = {"better"} if require_better else {"better", "no difference"}
     broken = any(promise.state == "broken here" for promise in comparison.b.promises)
-    return 0 if comparison.verdict in enough and not broken else GateFailed.exit_code
+    fair = not broken and not comparison.b.trained_elsewhere
+    return 0 if comparison.verdict in enough and fair else GateFailed.exit_code
 
 
 def judge(first: Trial, second: Trial, *, seed: int) -> list[Change]:
@@ -233,7 +236,7 @@ def judge(first: Trial, second: Trial, *, seed: int) -> list[Change]:
     # Cohorts are drawn apart, A and B together.
     draws = {
         cohort: resample_pills(first[cohort].pills, seed=seed + offset)
-        for offset, cohort in enumerate(COHORTS)
+        for offset, cohort in enumerate(DRAWS)
     }
     for cohort in COHORTS:
         assert list(first[cohort].shots) == list(second[cohort].shots), "other shots for A than B"
@@ -266,12 +269,12 @@ def paired_change(metric: Metric, first: ArrayLike, second: ArrayLike, draws: Re
 
 
 def check_promise(
-    harm: str, promised: float, errors: Sequence[bool], pills: Sequence[str], *, confidence: float
+    harm: str, promised: float, errors: ArrayLike, pills: Sequence[str], *, confidence: float
 ) -> Promise:
     """What photos (N,) of `pills` say about the promise of at most `promised` errors.
 
-    broken: even the share measured is above it. Not proven: only its upper bound is, so these
-    pills are too few to tell.
+    Each pill has one vote. broken: even the share measured is above it. Not proven: only its
+    upper bound is, so these pills are too few to tell.
 
     >>> pills = [f"pill {i}" for i in range(30)]
     >>> check_promise("harm", 0.1, [False] * 30, pills, confidence=0.95).state
@@ -279,11 +282,12 @@ def check_promise(
     >>> check_promise("harm", 0.09, [False] * 30, pills, confidence=0.95).state
     'not proven here'
     """
-    measured, upper = float(np.mean(errors)), upper_bound(errors, pills, confidence)
+    measured = float(np.mean(pill_means(errors, pills)))
+    upper = upper_bound(errors, pills, confidence)
     state: PromiseState = "kept" if upper <= promised else "not proven here"
     if measured > promised:
         state = "broken here"
-    return Promise(harm, promised, confidence, rounded(measured), rounded(upper), state)
+    return Promise(harm, promised, confidence, rounded(measured), rounded_up(upper), state)
 
 
 def verdict_of(interval: Interval | None, better: Better) -> Verdict:
@@ -411,10 +415,13 @@ def _require_cohorts(shots: Sequence[Shot], captures: str) -> None:
         )
 
 
-def _contender(source: str, manifest: Manifest, trial: Trial) -> Contender:
+def _elsewhere(manifest: Manifest, digest: str, enrolled: Sequence[str]) -> bool:
+    return manifest.data_digest != digest or sorted(manifest.pills) != list(enrolled)
+
+
+def _contender(source: str, manifest: Manifest, trial: Trial, elsewhere: bool) -> Contender:
     calibration = manifest.calibration
     foreign, new = trial["strangers"], trial["new"]
-    accepted, misnamed = _accepted(foreign), _misnamed(new)
     check = partial(check_promise, confidence=calibration.confidence)
     return Contender(
         source=source,
@@ -423,9 +430,10 @@ def _contender(source: str, manifest: Manifest, trial: Trial) -> Contender:
         data_digest=manifest.data_digest,
         space=manifest.space,
         promises=(
-            check("strangers accepted", calibration.fpir, accepted, foreign.pills),
-            check("enrolled pills misnamed", calibration.misnamed, misnamed, new.pills),
+            check("strangers accepted", calibration.fpir, _accepted(foreign), foreign.pills),
+            check("enrolled pills misnamed", calibration.misnamed, _misnamed(new), new.pills),
         ),
+        trained_elsewhere=elsewhere,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from pilltrack.pipeline.cohorts import Cohort
 from pilltrack.pipeline.compare import Change, Comparison, Contender
-from pilltrack.pipeline.verdict import percent
+from pilltrack.pipeline.words import at_most, escaped_markdown, percent
 
 NAMES: dict[Cohort, str] = {"new": "new", "seen": "seen", "strangers": "stranger pills"}
 HEAD = ("", "A", "B", "B - A", "B is")
@@ -45,7 +45,7 @@ def to_markdown(comparison: Comparison) -> str:
         *_promise_lines("B", comparison.b),
         *(f"Note: {note}" for note in comparison.notes),
     ]
-    bullets = [f"- {' '.join(line.split())}" for line in lines]
+    bullets = [f"- {escaped_markdown(line)}" for line in lines]
     return "\n".join([f"**{conclusion(comparison)}**", "", *table, "", *bullets, ""])
 
 
@@ -106,7 +106,7 @@ def _signed(value: float, *, is_share: bool) -> str:
 def _promise_lines(side: str, contender: Contender) -> list[str]:
     return [
         f"{side} promises at most {percent(promise.promised)} {promise.harm}: "
-        f"{percent(promise.measured)} here, at most {percent(promise.upper)} with "
+        f"{percent(promise.measured)} here, at most {at_most(promise.upper, 100)} % with "
         f"{100 * promise.confidence:g} % confidence: {promise.state}"
         for promise in contender.promises
     ]

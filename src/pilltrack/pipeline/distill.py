@@ -110,8 +110,12 @@ def _require_able(net: EmbeddingNet, size_px: int, params: Params, prepared: Pat
     It must find the pill of a capture among the photos of all of them, the capture's own photo
     left out where its side has others.
     """
-    rows = [row for row in load_images(prepared) if row.split == "validation"]
-    rows = rows[:MAX_TEACHER_PHOTOS]
+    validation = [row for row in load_images(prepared) if row.split == "validation"]
+    shuffled = np.random.default_rng(params.distill.seed).permutation(
+        sorted({row.pill for row in validation})
+    )
+    order = {pill: place for place, pill in enumerate(shuffled)}
+    rows = sorted(validation, key=lambda row: (order[row.pill], row))[:MAX_TEACHER_PHOTOS]
     photos = [read_image(prepared / row.image) for row in rows]
     seeds = np.random.default_rng(params.distill.seed).integers(2**62, size=len(rows))
     captures = [

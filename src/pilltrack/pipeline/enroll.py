@@ -13,6 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pilltrack.core.embedder import Embedder, open_embedder
+from pilltrack.core.errors import StageFailed
 from pilltrack.core.gallery import Gallery, Reference
 from pilltrack.core.image import read_image
 from pilltrack.pipeline.data import appearance_of
@@ -40,6 +41,21 @@ def choose_references(rows: Sequence[ImageRow], per_side: int) -> list[ImageRow]
         if row.role in ("fit", "reference"):
             looks.setdefault(appearance_of(row), {}).setdefault(row.group, row)
     return [row for groups in looks.values() for row in list(groups.values())[:per_side]]
+
+
+def require_prescribed(gallery: Gallery, rows: Sequence[ImageRow], per_side: int) -> None:
+    """Raise StageFailed unless the gallery holds just the references that `rows` prescribe."""
+    chosen = choose_references(rows, per_side)
+    wanted = {Reference(row.pill, row.side, row.image) for row in chosen}
+    found = set(gallery.references())
+    if found != wanted or len(gallery) != len(wanted):
+        raise StageFailed(
+            "the gallery",
+            found=f"{len(gallery)} references, of which {len(found - wanted)} should not be there "
+            f"and {len(wanted - found)} others are missing",
+            expected=f"the {len(wanted)} references that the prepared data prescribes",
+            remedy="Run `dvc repro enroll`.",
+        )
 
 
 def enrol_rows(

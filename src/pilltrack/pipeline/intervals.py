@@ -33,6 +33,10 @@ class Resamples:
         weights: NDArray[np.float64] = self.counts[resample][self.pill_of]
         return weights
 
+    def per_pill(self) -> Resamples:
+        """The same draws for one value per pill, as `pill_means` orders them."""
+        return Resamples(self.counts, np.arange(self.n_pills))
+
     @property
     def n_pills(self) -> int:
         """How many pills can be drawn."""
@@ -53,6 +57,21 @@ def resample_pills(pills: Sequence[str], *, seed: int, n_resamples: int = N_RESA
     drawn = random.integers(0, n, size=(n_resamples, n))
     counts = np.stack([np.bincount(row, minlength=n) for row in drawn]).astype(np.float64)
     return Resamples(counts, pill_of)
+
+
+def pill_means(values: ArrayLike, pills: Sequence[str]) -> NDArray[np.float64]:
+    """Mean value of each pill, in sorted order of the pills, whatever its number of photos.
+
+    `values` (N,) and `pills` (N,); returns (n_pills,).
+
+    >>> pill_means([1, 0, 1], ["b", "b", "a"]).tolist()
+    [1.0, 0.5]
+    """
+    _, pill_of = np.unique(np.asarray(pills, dtype=object), return_inverse=True)
+    means: NDArray[np.float64] = np.bincount(
+        pill_of, weights=np.asarray(values, np.float64)
+    ) / np.bincount(pill_of)
+    return means
 
 
 def mean_interval(values: ArrayLike, draws: Resamples) -> Interval | None:
@@ -85,8 +104,9 @@ def auroc_interval(
 ) -> Interval | None:
     """95 % interval for `metrics.auroc`, resampling pills of both sides.
 
-    None below `MIN_PILLS` pills on a side, or when no resample differs from another (perfect
-    separation: the data cannot tell how far from 1).
+    When every mated probe scores above every stranger, the lower end is `clean_bound` for as many
+    pairs of a mated and a stranger pill as there are without using one twice. None below
+    `MIN_PILLS` pills on a side.
     """
     if min(mated_draws.n_pills, stranger_draws.n_pills) < MIN_PILLS:
         return None
@@ -101,7 +121,9 @@ def auroc_interval(
         wins = weights @ (mass[below] + mass[below_or_equal])
         return float(wins / (2 * weights.sum() * mass[-1]))
 
-    return _distinct(_each(one, mated_draws))
+    if np.min(mated) > ranked[-1]:
+        return _one_sided(1.0, min(mated_draws.n_pills, stranger_draws.n_pills))
+    return _percentiles(_each(one, mated_draws))
 
 
 def fnir_interval(
@@ -179,12 +201,10 @@ def upper_bound(errors: ArrayLike, pills: Sequence[str], confidence: float) -> f
     numbers = np.asarray(errors, np.float64)
     if numbers.ndim != 1 or len(numbers) != len(pills) or not len(numbers):
         raise ValueError(f"errors {numbers.shape} for {len(pills)} photos; expected 1 or more")
-    names, pill_of = np.unique(np.asarray(pills, dtype=object), return_inverse=True)
-    n = len(names)
-    sizes = np.bincount(pill_of)
-    total = math.ceil(float((np.bincount(pill_of, weights=numbers) / sizes).sum()) - 1e-9)
+    shares = pill_means(numbers, pills)
+    n, total = len(shares), math.ceil(float(shares.sum()) - 1e-9)
     miss = 1 - confidence
-    if total > 0 and sizes.max() > 1:
+    if total > 0 and len(numbers) > n:
         miss /= math.e
     return 1.0 if total >= n else float(beta.ppf(1 - miss, total + 1, n - total))
 
@@ -216,10 +236,6 @@ def _one_sided(value: float, n_pills: int) -> Interval:
 
 def _each(one: Callable[[int], float], draws: Resamples) -> NDArray[np.float64]:
     return np.array([one(resample) for resample in range(len(draws.counts))])
-
-
-def _distinct(values: NDArray[np.float64]) -> Interval | None:
-    return None if values.min() == values.max() else _percentiles(values)
 
 
 def _percentiles(values: NDArray[np.float64]) -> Interval:

@@ -31,8 +31,8 @@ from pilltrack.pipeline.table import (
     Side,
     Split,
     check_choice,
+    check_facts,
     check_pill_names,
-    check_size,
     duplicate_row,
     read_table,
 )
@@ -284,7 +284,7 @@ def _read_pills(root: Path, photos: tuple[Photo, ...]) -> dict[str, PillRow]:
                 expected="pills with photos",
                 remedy="Correct the name, add photos or delete the line.",
             )
-        check_size(table, line, record.get("size_mm", ""))
+        check_facts(table, line, record)
         rows[pill] = PillRow(**record)
     return dict(sorted(rows.items()))
 

@@ -4,11 +4,12 @@
 got wrong; `measure_pictures` looks at the two closest photos of each pair where the tables say
 nothing about colour or shape. The result is `lookalikes.csv`, one row per pair.
 
-The order serves a person with little time: first the pairs that were really confused, by how
-often that happens at least (lower end of the 95 % Wilson interval), so that 8 of 20 photos stand
-before 1 of 1; then the pairs that were not, by similarity. Half of the places belong to the most
-similar pairs whatever was confused: a pair that no test photo happened to show is as dangerous.
-Two pills often share no more than a blank back: then turning them over tells them apart.
+The order serves a person with little time: first the pairs of which one got the other's name, then
+those nearest to each other, by how often that happens at least (lower end of the 95 % Wilson
+interval), so that 8 of 20 photos stand before 1 of 1; then the others, by similarity. Half of the
+places belong to the most similar pairs whatever was confused: a pair that no test photo happened
+to show is as dangerous. Two pills often share no more than a blank back: then turning them over
+tells them apart.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class LookAlike:
     """Two enrolled pills (`pill_a` < `pill_b`), their closest references, and what is known.
 
     `similarity` is the cosine of the two references. Of `n_probes` test photos of either pill,
-    `n_confused` were nearest to the other; `confusion_rate` is None without photos.
+    `n_confused` were nearest to the other, and to `n_misnamed` the device gave the other's name;
+    `confusion_rate` is that of `n_confused`, None without photos.
     `told_apart_by` names attributes that differ, with `; ` between them, out of colour, shape,
     size, imprint, "colour (measured)", "shape (measured)"; empty: nothing is known to differ.
     `colour_difference` and `aspect_difference` compare the two pictures (`measure_pictures`).
@@ -60,6 +62,7 @@ class LookAlike:
     similarity: float
     n_probes: int
     n_confused: int
+    n_misnamed: int
     confusion_rate: float | None
     told_apart_by: str
     same_drug_other_strength: bool
@@ -75,6 +78,7 @@ def find_lookalikes(
     references: Sequence[Reference],
     pills: Mapping[str, PillRow],
     confusions: Mapping[Pair, int],
+    wrong_names: Mapping[Pair, int],
     n_probes: Mapping[str, int],
     *,
     limit: int = 50,
@@ -82,8 +86,9 @@ def find_lookalikes(
     """List the pairs of enrolled pills that are most easily confused, at most `limit`.
 
     `embeddings` (R, D) float32 of unit length belong to `references`, in any order; `pills` may
-    lack some. `confusions` counts test photos by (their pill, pill of the nearest reference);
-    pairs of a pill with itself are passed over. `n_probes` counts the test photos of each pill.
+    lack some. `confusions` counts test photos by (their pill, pill of the nearest reference),
+    `wrong_names` by (their pill, name given); pairs of a pill with itself are passed over.
+    `n_probes` counts the test photos of each pill.
     The order is that of the module's docstring, ties by name; the same for references in another
     order. Similarities are rounded to 5 digits before they are compared. Memory is O(R) beside
     20 MB per 10,000 references, time O(R^2).
@@ -94,7 +99,8 @@ def find_lookalikes(
     >>> embeddings = np.array([[1, 0], [0.8, 0.6], [0, 1]], np.float32)
     >>> references = [Reference(pill, "", f"{pill}.png") for pill in "abc"]
     >>> pills = {"b": PillRow("b", colour="white"), "c": PillRow("c", colour="Blue")}
-    >>> for found in find_lookalikes(embeddings, references, pills, {("c", "b"): 1}, {"c": 4}):
+    >>> confusions = {("c", "b"): 1}
+    >>> for found in find_lookalikes(embeddings, references, pills, confusions, {}, {"c": 4}):
     ...     print(found.pill_a, found.pill_b, found.similarity, found.n_confused)
     b c 0.6 1
     a b 0.8 0
@@ -107,24 +113,26 @@ def find_lookalikes(
         )
     enrolled = _Enrolled(embeddings, references)
     confused = _by_pair(confusions, enrolled)
+    misnamed = _by_pair(wrong_names, enrolled)
     similar = enrolled.most_similar(limit)
-    proven = sorted(
-        confused, key=lambda pair: (-_surely(confused[pair], _probes(pair, n_probes)), pair)
-    )
+
+    def harm(pair: Pair) -> tuple[float, float]:
+        counts = (misnamed.get(pair, 0), confused.get(pair, 0))
+        named, nearest = (_surely(count, _probes(pair, n_probes)) for count in counts)
+        return -named, -nearest
+
+    proven = sorted({*confused, *misnamed}, key=lambda pair: (*harm(pair), pair))
     chosen = dict.fromkeys(similar[: (limit + 1) // 2])
     for pair in [*proven, *similar]:
         if len(chosen) < limit:
             chosen[pair] = None
     rows = [
-        _row(pair, enrolled, pills, confused.get(pair, 0), _probes(pair, n_probes))
-        for pair in chosen
+        _row(pair, enrolled, pills, confused, misnamed, _probes(pair, n_probes)) for pair in chosen
     ]
     return sorted(
         rows,
-        key=lambda row: (
-            -_surely(row.n_confused, row.n_probes), -row.similarity, row.pill_a, row.pill_b,
-        ),
-    )  # fmt: skip
+        key=lambda row: (*harm((row.pill_a, row.pill_b)), -row.similarity, row.pill_a, row.pill_b),
+    )
 
 
 def measure_pictures(prepared: Path, lookalikes: Sequence[LookAlike]) -> list[LookAlike]:
@@ -242,6 +250,7 @@ def load_lookalikes(path: Path) -> list[LookAlike]:
             similarity=_number(path, line, record, "similarity"),
             n_probes=_count(path, line, record, "n_probes"),
             n_confused=_count(path, line, record, "n_confused"),
+            n_misnamed=_count(path, line, record, "n_misnamed"),
             confusion_rate=_number_or_none(path, line, record, "confusion_rate"),
             told_apart_by=record["told_apart_by"],
             same_drug_other_strength=record["same_drug_other_strength"] == "1",
@@ -367,8 +376,14 @@ def _surely(n_confused: int, n_probes: int) -> float:
 
 
 def _row(
-    pair: Pair, enrolled: _Enrolled, pills: Mapping[str, PillRow], n_confused: int, n_probes: int
+    pair: Pair,
+    enrolled: _Enrolled,
+    pills: Mapping[str, PillRow],
+    confused: Mapping[Pair, int],
+    misnamed: Mapping[Pair, int],
+    n_probes: int,
 ) -> LookAlike:
+    n_confused = confused.get(pair, 0)
     a, b = (pills.get(pill, PillRow(pill)) for pill in pair)
     first, second, similarity = enrolled.closest(pair)
     return LookAlike(
@@ -379,6 +394,7 @@ def _row(
         similarity=similarity,
         n_probes=n_probes,
         n_confused=n_confused,
+        n_misnamed=misnamed.get(pair, 0),
         confusion_rate=round(n_confused / n_probes, 4) if n_probes else None,
         told_apart_by=told_apart_by(a, b),
         same_drug_other_strength=same_drug_other_strength(a, b),

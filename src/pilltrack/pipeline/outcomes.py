@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from pilltrack.core.errors import DatasetRejected
-from pilltrack.pipeline.cohorts import COHORTS
+from pilltrack.pipeline.cohorts import ALL_CAPTURES, COHORTS
 from pilltrack.pipeline.table import check_choice, read_table, write_csv
 
 DECISIONS = ("known", "unknown", "ambiguous")
@@ -50,6 +51,7 @@ def load_outcomes(path: Path) -> list[OutcomeRow]:
     """
     rows = []
     for line, record in read_table(path, required=COLUMNS, strip=False):
+        check_choice(path, line, "captures", record["captures"], ALL_CAPTURES)
         check_choice(path, line, "cohort", record["cohort"], COHORTS)
         check_choice(path, line, "decision", record["decision"], DECISIONS)
         check_choice(path, line, "flipped", record["flipped"], ("", "0", "1"))
@@ -59,12 +61,15 @@ def load_outcomes(path: Path) -> list[OutcomeRow]:
                 "second_score": float(record["second_score"]),
                 "rank": int(record["rank"]),
             }
-            int(record["capture_seed"] or 0)
+            seed = int(record["capture_seed"] or 0)
+            scores = (numbers["best_score"], numbers["second_score"])
+            if not all(map(math.isfinite, scores)) or min(seed, numbers["rank"]) < 0:
+                raise ValueError("not finite, or negative")
         except ValueError as error:
             raise DatasetRejected(
                 f"{path}:{line}",
                 found=f"not a number ({error})",
-                expected="numbers for scores, rank and capture_seed",
+                expected="finite scores, a rank and a capture_seed of 0 or more",
                 remedy="Run `dvc repro evaluate`.",
             ) from error
         rows.append(OutcomeRow(**(record | numbers)))  # type: ignore[arg-type]

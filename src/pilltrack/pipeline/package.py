@@ -12,8 +12,9 @@ from pilltrack.core.decide import Calibration
 from pilltrack.core.errors import StageFailed
 from pilltrack.core.gallery import Gallery
 from pilltrack.pipeline.audit import archive_digest
-from pilltrack.pipeline.params import Params
-from pilltrack.pipeline.table import load_pills
+from pilltrack.pipeline.enroll import require_prescribed
+from pilltrack.pipeline.params import EvaluateParams, Params
+from pilltrack.pipeline.table import load_images, load_pills
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +23,9 @@ def main(params: Params, artifacts: Path) -> None:
     """Read `prepare/`, `convert/`, `enroll/`, `evaluate/`; write `package/bundle/`."""
     model = artifacts / "convert" / "model.tflite"
     gallery_file = artifacts / "enroll" / "gallery.safetensors"
+    rows = load_images(artifacts / "prepare")
     with Gallery.load(gallery_file) as gallery:
+        require_prescribed(gallery, rows, params.enroll.references_per_side)
         enrolled = gallery.pills()
     known = load_pills(artifacts / "prepare")
     try:
@@ -37,6 +40,7 @@ def main(params: Params, artifacts: Path) -> None:
             expected="prepare, enroll and evaluate of one run",
             remedy="Run `dvc repro`.",
         ) from error
+    _require_settings(calibration, params.evaluate, len(enrolled))
     write_bundle(
         artifacts / "package" / "bundle",
         name=params.package.name,
@@ -54,12 +58,49 @@ def main(params: Params, artifacts: Path) -> None:
     log.info("bundle written to %s", artifacts / "package" / "bundle")
 
 
+def _require_settings(
+    calibration: Calibration, settings: EvaluateParams, gallery_size: int
+) -> None:
+    found = (
+        calibration.fpir,
+        calibration.misnamed,
+        calibration.confidence,
+        calibration.captures,
+        calibration.gallery_size,
+    )
+    expected = (
+        settings.promised_fpir,
+        settings.promised_misnamed,
+        settings.confidence,
+        settings.captures,
+        gallery_size,
+    )
+    if found != expected:
+        raise StageFailed(
+            "calibration.json",
+            found=f"promises, confidence, captures and gallery size {found}",
+            expected=f"those of params.yaml and of the gallery: {expected}",
+            remedy="Run `dvc repro evaluate`.",
+        )
+
+
 def git_commit() -> str:
-    """The commit of the working directory; `unversioned` outside a repository with commits."""
-    found = subprocess.run(
-        ["git", "rev-parse", "HEAD"],  # noqa: S607 - git of the user's PATH is meant
+    """The commit of the working directory; `unversioned` outside a repository with commits.
+
+    `+changes` follows it when code, parameters or pipeline differ from that commit.
+    """
+    found = _git("rev-parse", "HEAD")
+    if found.returncode:
+        return "unversioned"
+    made_of = ("src", "params.yaml", "dvc.yaml", "data")
+    changed = _git("status", "--porcelain", "--", *made_of).stdout.strip()
+    return found.stdout.strip() + ("+changes" if changed else "")
+
+
+def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: S603 - arguments are constants
+        ["git", *arguments],  # noqa: S607 - git of the user's PATH is meant
         capture_output=True,
         text=True,
         check=False,
     )
-    return found.stdout.strip() if found.returncode == 0 else "unversioned"

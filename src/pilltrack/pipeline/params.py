@@ -149,9 +149,10 @@ class Params(_Section):
     evaluate: EvaluateParams
     package: PackageParams
 
-    def digest(self) -> str:
-        """SHA-256 of all values: what a bundle says it was made with."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+    def digest(self, *sections: str) -> str:
+        """SHA-256 of the values of these sections, of all without names."""
+        text = self.model_dump_json(include=set(sections) or None)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def load_params(path: Path) -> Params:

@@ -7,6 +7,7 @@ Definitions and sources of the measures: `core.metrics`; intervals: `pipeline.in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from pilltrack.pipeline.intervals import (
     auroc_interval,
     fnir_interval,
     mean_interval,
+    pill_means,
     pills_needed,
     resample_pills,
     upper_bound,
@@ -193,11 +195,13 @@ def drawn(outcomes: Outcomes, *, seed: int) -> Drawn:
 def measure(mated: Drawn, strangers: Drawn | None, *, with_map: bool = True) -> Measures:
     """Recall, mAP, AUROC and FNIR at the FPIRs of `FPIRS`, with intervals.
 
+    Every pill of `mated` must be enrolled: a missing reference would look like a hit.
     Thresholds for AUROC and FNIR are set on these very strangers, as is usual for a curve:
     compare systems with these numbers, do not promise them. Without strangers they are left out;
     where the strangers are too few for an FPIR, the pills needed stand in place of the interval.
     """
     found, draws = mated.outcomes, mated.draws
+    assert (found.rank > 0).all(), "a mated probe without references"
     report: Measures = {"n_probes": len(found), "n_pills": draws.n_pills}
     for k in (1, 5):
         report[f"recall_at_{k}"] = share(found.rank <= k, draws)
@@ -222,39 +226,55 @@ def measure(mated: Drawn, strangers: Drawn | None, *, with_map: bool = True) -> 
 
 
 def measure_decisions(mated: Drawn, decisions: Sequence[Decision], confidence: float) -> Measures:
-    """What the device would have said to enrolled pills, as shares.
+    """What the device would have said to enrolled pills, as shares; each pill has one vote.
 
     fnir: not named rightly (unknown, ambiguous or misnamed). misnamed: given another pill's name;
     misnamed_upper: its upper bound. ambiguous: no name because two pills are too close to call.
     """
-    truth, draws = mated.outcomes.truth, mated.draws
-    pairs = list(zip(truth, decisions, strict=True))
-    misnamed = np.array([d.kind == "known" and d.pill != pill for pill, d in pairs])
+    truth = mated.outcomes.truth
+    wrong = misnamed(truth, decisions)
     return {
-        "fnir": share([not (d.kind == "known" and d.pill == pill) for pill, d in pairs], draws),
-        "misnamed": share(misnamed, draws),
-        "misnamed_upper": rounded(upper_bound(misnamed, truth, confidence)),
-        "ambiguous": share([d.kind == "ambiguous" for d in decisions], draws),
+        "fnir": pill_share(~named_rightly(truth, decisions), mated),
+        "misnamed": pill_share(wrong, mated),
+        "misnamed_upper": rounded_up(upper_bound(wrong, truth, confidence)),
+        "ambiguous": pill_share([d.kind == "ambiguous" for d in decisions], mated),
     }
 
 
 def measure_strangers(
     strangers: Drawn, decisions: Sequence[Decision], confidence: float
 ) -> Measures:
-    """What the device would have said to pills that are not enrolled, as shares.
+    """What the device would have said to pills that are not enrolled; each pill has one vote.
 
     fpir: above the threshold (known or ambiguous); fpir_upper: its upper bound. named: given a
     name.
     """
-    truth, draws = strangers.outcomes.truth, strangers.draws
-    accepted = np.array([d.kind != "unknown" for d in decisions])
+    truth = strangers.outcomes.truth
+    let_in = accepted(decisions)
     return {
         "n_probes": len(truth),
-        "n_pills": draws.n_pills,
-        "fpir": share(accepted, draws),
-        "fpir_upper": rounded(upper_bound(accepted, truth, confidence)),
-        "named": share([d.kind == "known" for d in decisions], draws),
+        "n_pills": strangers.draws.n_pills,
+        "fpir": pill_share(let_in, strangers),
+        "fpir_upper": rounded_up(upper_bound(let_in, truth, confidence)),
+        "named": pill_share([d.kind == "known" for d in decisions], strangers),
     }
+
+
+def named_rightly(truth: Sequence[str], decisions: Sequence[Decision]) -> NDArray[np.bool_]:
+    """Which probes (N,) get the name of the pill they show."""
+    pairs = zip(truth, decisions, strict=True)
+    return np.array([d.kind == "known" and d.pill == pill for pill, d in pairs])
+
+
+def misnamed(truth: Sequence[str], decisions: Sequence[Decision]) -> NDArray[np.bool_]:
+    """Which probes (N,) get the name of another pill."""
+    pairs = zip(truth, decisions, strict=True)
+    return np.array([d.kind == "known" and d.pill != pill for pill, d in pairs])
+
+
+def accepted(decisions: Sequence[Decision]) -> NDArray[np.bool_]:
+    """Which probes (N,) pass the threshold, with a name or too close to call."""
+    return np.array([d.kind != "unknown" for d in decisions])
 
 
 def det_curve(
@@ -282,13 +302,23 @@ def det_curve(
 
 
 def share(values: Any, draws: Resamples) -> Measures:
-    """The mean of values in 0..1 as a measure of metrics.json."""
+    """The mean over photos of values in 0..1 as a measure of metrics.json."""
     return _measure(float(np.mean(values)), mean_interval(values, draws))
+
+
+def pill_share(values: Any, of: Drawn) -> Measures:
+    """The mean over pills of their photos' means: what aims, promises and bounds speak of."""
+    return share(pill_means(values, of.outcomes.truth), of.draws.per_pill())
 
 
 def rounded(value: float | np.floating[Any]) -> float:
     """Five digits: what is written into metrics.json."""
     return round(float(value), 5)
+
+
+def rounded_up(value: float) -> float:
+    """The same for an upper bound: never below it."""
+    return math.ceil(value * 1e5 - 1e-6) / 1e5
 
 
 def _measure(value: float, interval: Interval | None) -> Measures:

@@ -10,7 +10,7 @@ import base64
 import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from PIL import Image
 
 from pilltrack.core.embedder import Embedder
 from pilltrack.core.errors import StageFailed
-from pilltrack.core.gallery import Gallery
+from pilltrack.core.gallery import Gallery, Reference
 from pilltrack.core.image import read_image
 from pilltrack.pipeline.lookalikes import LookAlike
 from pilltrack.pipeline.outcomes import OutcomeRow
@@ -30,14 +30,16 @@ from pilltrack.pipeline.table import ImageRow, PillRow
 THUMBNAIL_PX, JPEG_QUALITY = 120, 80
 N_HARMS, N_OTHERS, N_CANDIDATES = 6, 4, 3
 N_WORST, N_LOOKALIKES = 10, 12
+OPPOSITE_SIDES = {("front", "back"), ("back", "front"), ("back", "back")}
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A pill with its picture; `score` only as a candidate."""
+    """A pill with its picture and the side that this shows; `score` only as a candidate."""
 
     name: str
     picture: str  # data URI
+    side: str  # front, back, or empty
     score: float | None = None
     is_right: bool = False
 
@@ -47,6 +49,7 @@ class Example:
     """One photo, what it shows, what was said, and the nearest pills."""
 
     picture: str
+    side: str
     truth: str
     said: str
     candidates: Sequence[Shown]
@@ -65,10 +68,11 @@ class Group:
 
 @dataclass(frozen=True)
 class WorstPill:
-    """An enrolled pill that is often not the nearest to its own photos."""
+    """An enrolled pill that is often given a wrong name, or not the nearest to its own photos."""
 
     pill: Shown
     cohort: str
+    n_misnamed: int
     n_right: int
     n_photos: int
     taken_for: Shown | None
@@ -76,19 +80,44 @@ class WorstPill:
 
 
 @dataclass(frozen=True)
+class WorstPills:
+    """The worst pills, out of `n_imperfect`; of `n_never`, the right one was never the nearest."""
+
+    pills: Sequence[WorstPill]
+    n_imperfect: int
+    n_never: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An attribute in which two pills differ; no values where only the pictures say so."""
+
+    attribute: str
+    first: str = ""
+    second: str = ""
+
+
+@dataclass(frozen=True)
 class Pair:
-    """Two pills that are easily confused."""
+    """Two pills that are easily confused; `turn_over`: their pictures show backs, or two sides."""
 
     row: LookAlike
     first: Shown
     second: Shown
+    differences: Sequence[Difference]
+    turn_over: bool
 
 
 @dataclass
 class Album:
-    """Names and small pictures of pills; each picture is made once."""
+    """Names and small pictures of pills; each picture is made once.
+
+    Only what `images` (the prepared table, by image) lists is ever read: other tables and the
+    gallery name photos too, and could name any file.
+    """
 
     prepared: Path
+    images: Mapping[str, ImageRow]
     pills: Mapping[str, PillRow]
     gallery: Gallery
     _made: dict[str, str] = field(default_factory=dict)
@@ -96,24 +125,39 @@ class Album:
     def __post_init__(self) -> None:
         self.references = self.gallery.references()
         self.embeddings = self.gallery.embeddings()  # (R, D)
-        self._first: dict[str, str] = {}
-        for reference in self.references:
-            self._first.setdefault(reference.pill, reference.image)
+        self._first: dict[str, Reference] = {}
+        for reference in sorted(self.references, key=lambda r: r.side == "back"):
+            self._first.setdefault(reference.pill, reference)  # backs are often blank
+
+    def about(self, pill: str) -> PillRow:
+        """What pills.csv says about the pill; empty fields when it says nothing."""
+        return self.pills.get(pill, PillRow(pill))
 
     def name(self, pill: str) -> str:
         """What a person calls the pill, and its key where that is something else."""
-        row = self.pills.get(pill, PillRow(pill))
+        row = self.about(pill)
         words = " ".join(part for part in (row.name, row.strength) if part)
         return f"{words} ({pill})" if words and words != pill else pill
 
+    def row(self, image: str) -> ImageRow:
+        """The row of a photo in images.csv; raises StageFailed when there is none."""
+        if image not in self.images:
+            raise StageFailed(
+                f"image {image!r}",
+                found="not in images.csv",
+                expected="results and gallery that name photos of prepare/",
+                remedy="Run `dvc repro`.",
+            )
+        return self.images[image]
+
     def picture(self, image: str) -> str:
-        """A photo below `prepare/` as a data URI."""
+        """A photo of images.csv as a data URI; raises StageFailed for any other."""
         if image not in self._made:
-            self._made[image] = thumbnail(read_image(self.prepared / image))
+            self._made[image] = thumbnail(read_image(self.prepared / self.row(image).image))
         return self._made[image]
 
     def show(self, pill: str) -> Shown:
-        """An enrolled pill with its first reference photo."""
+        """An enrolled pill with its first reference photo that is not of its back."""
         if pill not in self._first:
             raise StageFailed(
                 f"pill {pill!r}",
@@ -121,7 +165,11 @@ class Album:
                 expected="results and gallery of one run",
                 remedy="Run `dvc repro`.",
             )
-        return Shown(self.name(pill), self.picture(self._first[pill]))
+        return self.shown(pill, self._first[pill].image)
+
+    def shown(self, pill: str, image: str) -> Shown:
+        """A pill with a photo of images.csv."""
+        return Shown(self.name(pill), self.picture(image), self.row(image).side)
 
 
 def thumbnail(photo: NDArray[np.uint8]) -> str:
@@ -134,16 +182,11 @@ def thumbnail(photo: NDArray[np.uint8]) -> str:
 
 
 def example_groups(
-    outcomes: Sequence[OutcomeRow],
-    images: Mapping[str, ImageRow],
-    capture: CaptureParams,
-    album: Album,
-    embedder: Embedder,
+    outcomes: Sequence[OutcomeRow], capture: CaptureParams, album: Album, embedder: Embedder
 ) -> list[Group]:
     """A handful of photos of each kind of answer, one per pill, the worst first.
 
-    `outcomes` of one kind of captures; `images`: the prepared table by image. Kinds that did not
-    occur have no examples.
+    `outcomes` of one kind of captures. Kinds that did not occur have no examples.
     """
     strangers = [row for row in outcomes if row.cohort == "strangers"]
     mated = [row for row in outcomes if row.cohort != "strangers"]
@@ -158,7 +201,7 @@ def example_groups(
     ) -> Group:
         rows = [row for row in asked if chosen(row)]
         picked = _one_per_pill(rows, N_HARMS if is_harm else N_OTHERS, spread=spread)
-        examples = _examples(picked, images, capture, album, embedder)
+        examples = _examples(picked, capture, album, embedder)
         return Group(title, is_harm, len(rows), len(asked), examples)
 
     return [
@@ -212,17 +255,14 @@ def _one_per_pill(rows: Sequence[OutcomeRow], count: int, *, spread: bool) -> li
 
 
 def _examples(
-    rows: Sequence[OutcomeRow],
-    images: Mapping[str, ImageRow],
-    capture: CaptureParams,
-    album: Album,
-    embedder: Embedder,
+    rows: Sequence[OutcomeRow], capture: CaptureParams, album: Album, embedder: Embedder
 ) -> list[Example]:
-    photos = [_photo(row, images, capture, album.prepared) for row in rows]
+    photos = [_photo(row, capture, album) for row in rows]
     scores = embedder.embed(photos) @ album.embeddings.T  # (N, R)
     return [
         Example(
             picture=thumbnail(photo),
+            side=album.row(row.image).side,
             truth=album.name(row.pill),
             said=album.name(row.best_pill) if row.decision == "known" else row.decision,
             candidates=_candidates(row.pill, own, album),
@@ -231,18 +271,9 @@ def _examples(
     ]
 
 
-def _photo(
-    row: OutcomeRow, images: Mapping[str, ImageRow], capture: CaptureParams, prepared: Path
-) -> NDArray[np.uint8]:
-    if row.image not in images:
-        raise StageFailed(
-            f"image {row.image!r} of outcomes.csv",
-            found="not in images.csv",
-            expected="the photos that evaluate looked at",
-            remedy="Run `dvc repro`.",
-        )
+def _photo(row: OutcomeRow, capture: CaptureParams, album: Album) -> NDArray[np.uint8]:
     seed = int(row.capture_seed) if row.capture_seed else None
-    return photo_of(Shot(images[row.image], seed), prepared, capture)
+    return photo_of(Shot(album.row(row.image), seed), album.prepared, capture)
 
 
 def _candidates(truth: str, scores: NDArray[np.float32], album: Album) -> list[Shown]:
@@ -251,9 +282,8 @@ def _candidates(truth: str, scores: NDArray[np.float32], album: Album) -> list[S
     for index in np.argsort(-scores, kind="stable"):
         reference = album.references[index]
         if reference.pill not in found:
-            found[reference.pill] = Shown(
-                album.name(reference.pill),
-                album.picture(reference.image),
+            found[reference.pill] = replace(
+                album.shown(reference.pill, reference.image),
                 score=min(1.0, float(scores[index])),
                 is_right=reference.pill == truth,
             )
@@ -262,8 +292,8 @@ def _candidates(truth: str, scores: NDArray[np.float32], album: Album) -> list[S
     return list(found.values())
 
 
-def worst_pills(outcomes: Sequence[OutcomeRow], album: Album) -> list[WorstPill]:
-    """Enrolled pills with the lowest recall@1, those with more photos first; none that is perfect.
+def worst_pills(outcomes: Sequence[OutcomeRow], album: Album) -> WorstPills:
+    """Enrolled pills by photos named wrongly, then by recall@1, then by name; none that is perfect.
 
     `outcomes` of one kind of captures.
     """
@@ -272,8 +302,14 @@ def worst_pills(outcomes: Sequence[OutcomeRow], album: Album) -> list[WorstPill]
         if row.cohort != "strangers":
             photos.setdefault(row.pill, []).append(row)
     right = {pill: sum(row.rank == 1 for row in rows) for pill, rows in photos.items()}
-    imperfect = [pill for pill, rows in photos.items() if right[pill] < len(rows)]
-    imperfect.sort(key=lambda pill: (right[pill] / len(photos[pill]), -len(photos[pill]), pill))
+    misnamed = {
+        pill: sum(row.decision == "known" and row.best_pill != pill for row in rows)
+        for pill, rows in photos.items()
+    }
+    imperfect = [pill for pill, rows in photos.items() if right[pill] < len(rows) or misnamed[pill]]
+    imperfect.sort(
+        key=lambda pill: (-misnamed[pill], right[pill] / len(photos[pill]), album.name(pill))
+    )
     worst = []
     for pill in imperfect[:N_WORST]:
         rows = photos[pill]
@@ -283,22 +319,36 @@ def worst_pills(outcomes: Sequence[OutcomeRow], album: Album) -> list[WorstPill]
             WorstPill(
                 pill=album.show(pill),
                 cohort=rows[0].cohort,
+                n_misnamed=misnamed[pill],
                 n_right=right[pill],
                 n_photos=len(rows),
                 taken_for=album.show(other) if other else None,
                 n_taken_for=count,
             )
         )
-    return worst
+    return WorstPills(worst, len(imperfect), sum(right[pill] == 0 for pill in imperfect))
 
 
 def lookalike_pairs(rows: Sequence[LookAlike], album: Album) -> list[Pair]:
     """The first pairs of lookalikes.csv, which lists the most easily confused first."""
-    return [
-        Pair(
-            row,
-            Shown(album.name(row.pill_a), album.picture(row.image_a)),
-            Shown(album.name(row.pill_b), album.picture(row.image_b)),
-        )
-        for row in rows[:N_LOOKALIKES]
-    ]
+    pairs = []
+    for row in rows[:N_LOOKALIKES]:
+        first, second = album.shown(row.pill_a, row.image_a), album.shown(row.pill_b, row.image_b)
+        differences = _differences(row, album.about(row.pill_a), album.about(row.pill_b))
+        turn_over = (first.side, second.side) in OPPOSITE_SIDES
+        pairs.append(Pair(row, first, second, differences, turn_over))
+    return pairs
+
+
+def _differences(row: LookAlike, a: PillRow, b: PillRow) -> list[Difference]:
+    found = []
+    for attribute in filter(None, row.told_apart_by.split("; ")):
+        column = "size_mm" if attribute == "size" else attribute
+        values = [getattr(pill, column, "") for pill in (a, b)]
+        if not all(values):  # measured in the pictures
+            found.append(Difference(attribute))
+            continue
+        unit = " mm" if attribute == "size" else ""
+        faces = [", ".join(part.strip() for part in value.split(";")) for value in values]
+        found.append(Difference(attribute, faces[0], faces[1] + unit))
+    return found

@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pilltrack.core.bundle import read_bundle
+from pilltrack.core.bundle import GALLERY_FILE, read_bundle
+from pilltrack.core.decide import Calibration
+from pilltrack.core.errors import StageFailed
 from pilltrack.core.identify import open_identifier
 from pilltrack.pipeline import verdict
 from pilltrack.pipeline.audit import archive_digest
-from pilltrack.pipeline.evaluate import broken_limits
+from pilltrack.pipeline.gate import broken_limits
 from pilltrack.pipeline.latency import latency_ms
 from pilltrack.pipeline.package import git_commit
 from pilltrack.pipeline.params import Params
-from pilltrack.pipeline.results import Mated, Metrics, Results, Strangers, Test
+from pilltrack.pipeline.releases import Earlier
+from pilltrack.pipeline.results import Captures, Mated, Metrics, Results, Strangers, Test
 from pilltrack.pipeline.verdict import Promise, Row, Verdict
+from pilltrack.pipeline.words import CAPTURE_WORDS
+
+COMPARE = "`pilltrack compare` judges two bundles on the same photos"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What stands beside today's figures: a revision, and what to know before comparing.
+
+    `no_metrics`: why there is nothing to compare with; then the headline has no column for it.
+    """
+
+    revision: str
+    no_metrics: str
+    notes: Sequence[str]
 
 
 @dataclass(frozen=True)
 class Facts:
-    """One run in figures and words; `against` names the revision of each row's `then`."""
+    """One run in figures and words; `comparison` is None when none was asked for."""
 
     name: str
-    captures: str
+    captures: Captures
     captures_in_words: str
     metrics: Metrics
     test: Test
@@ -34,74 +53,134 @@ class Facts:
     promises: Sequence[Promise]
     limits: dict[str, float]
     headline: Sequence[Row]
-    against: str | None
-    comparison_notes: Sequence[str]
+    comparison: Comparison | None
     speed_and_size: Sequence[tuple[str, str]]
     digests: Sequence[tuple[str, str]]
 
+    @property
+    def against(self) -> str | None:
+        """The revision whose figures stand in the headline table, if any do."""
+        if self.comparison is None or self.comparison.no_metrics:
+            return None
+        return self.comparison.revision
+
 
 def gather(
-    params: Params, artifacts: Path, results: Results, against: str | None, then: Metrics | None
+    params: Params, artifacts: Path, results: Results, space: str, earlier: Earlier | None
 ) -> Facts:
     """Collect the facts of a run; the latency of its bundle is measured now.
 
-    `then`: the metrics of the revision `against`. Raises StageFailed for artifacts of several
-    runs, BundleRejected for a damaged bundle.
+    `space`: that of the model at hand. `earlier`: what the run is compared with. Raises
+    StageFailed for artifacts of other parameters or of several runs, BundleRejected for a damaged
+    bundle.
     """
     settings, metrics = params.evaluate, results.metrics
-    test, seen, new, strangers = verdict.measured_test(metrics, settings.captures)
-    then_test = then.test.get(settings.captures) if then else None
-    params_digest = params.digest()
-    judged = verdict.judge(results.passed, broken_limits(results.raw_metrics, settings))
-    speed, bundle_digests = _bundle(artifacts, results.passed, params_digest)
+    data_digest = archive_digest(artifacts / "prepare")
+    _require_one_run(params, results, data_digest, space)
+    test, seen, new, strangers = verdict.measured_test(metrics, settings)
+    broken = broken_limits(metrics, settings)
+    comparison, then = _comparison(metrics, earlier, settings.captures)
+    speed, bundle_digests = _bundle(
+        artifacts, results.calibration, params.digest(), data_digest, space
+    )
+    gallery_file = artifacts / "enroll" / GALLERY_FILE
     return Facts(
         name=params.package.name,
         captures=settings.captures,
-        captures_in_words=verdict.CAPTURES[settings.captures],
+        captures_in_words=CAPTURE_WORDS[settings.captures],
         metrics=metrics,
         test=test,
         seen=seen,
         new=new,
         strangers=strangers,
-        verdict=judged,
+        verdict=verdict.judge(results.calibration is not None, broken, new),
         promises=verdict.promises(metrics, settings),
         limits=verdict.gate_limits(settings),
-        headline=verdict.headline(test, then_test),
-        against=against,
-        comparison_notes=_comparison_notes(metrics, then, settings.captures),
+        headline=verdict.headline(test, then, alike=not (comparison and comparison.notes)),
+        comparison=comparison,
         speed_and_size=[
             *speed,
             ("int8 model", f"{metrics.model.int8_bytes / 1e6:.2f} MB"),
             (
                 "gallery",
                 f"{metrics.gallery.references:,} references of {metrics.gallery.pills:,} pills, "
-                f"{(artifacts / 'enroll' / 'gallery.safetensors').stat().st_size / 1e6:.2f} MB",
+                f"{gallery_file.stat().st_size / 1e6:.2f} MB",
             ),
             *verdict.parity_lines(test.parity),
         ],
         digests=[
-            ("data (SHA-256 of the zip)", archive_digest(artifacts / "prepare")),
-            ("params (SHA-256)", params_digest),
+            ("data (SHA-256 of the zip)", data_digest),
+            ("params (SHA-256)", params.digest()),
             *bundle_digests,
             ("this report: git commit", git_commit()),
         ],
     )
 
 
+def _require_one_run(params: Params, results: Results, data_digest: str, space: str) -> None:
+    """Refuse results that were measured with other settings, data or model than are here now.
+
+    Raises StageFailed.
+    """
+    settings, origin, calibration = params.evaluate, results.metrics.origin, results.calibration
+    others = []
+    if origin.settings != params.digest("capture", "enroll", "evaluate"):
+        others.append("metrics.json: other settings of capture, enroll or evaluate")
+    if origin.data != data_digest:
+        others.append("metrics.json: other data than in prepare/")
+    if calibration:
+        promised = {
+            "promised_fpir": calibration.fpir,
+            "promised_misnamed": calibration.misnamed,
+            "confidence": calibration.confidence,
+            "captures": calibration.captures,
+        }
+        others += [
+            f"calibration.json: {key} {value}, in params.yaml {getattr(settings, key)}"
+            for key, value in promised.items()
+            if value != getattr(settings, key)
+        ]
+        if calibration.space != space:
+            others.append("calibration.json: another model than in convert/")
+    if others:
+        raise StageFailed(
+            "the results in evaluate/",
+            found="; ".join(others),
+            expected="results of today's params.yaml, data and model",
+            remedy="Run `dvc repro`.",
+        )
+
+
 def _bundle(
-    artifacts: Path, passed: bool, params_digest: str
+    artifacts: Path,
+    calibration: Calibration | None,
+    params_digest: str,
+    data_digest: str,
+    space: str,
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """Latency and digests of the bundle, or why there are none."""
     directory, label = artifacts / "package" / "bundle", "crop to decision, 1 thread"
     if not directory.is_dir():
         return [(label, "not measured: there is no bundle")], [("bundle", "none was made")]
-    if not passed:
+    if calibration is None:
         old = "none was made; the one in package/ is of an earlier run"
         return [(label, "not measured: there is no bundle of this run")], [("bundle", old)]
     manifest = read_bundle(directory)
-    if manifest.params_digest != params_digest:
-        old = f"made with other params ({manifest.params_digest}): run `dvc repro`"
-        return [(label, "not measured: the bundle is of other params")], [("bundle", old)]
+    gallery = hashlib.sha256((artifacts / "enroll" / GALLERY_FILE).read_bytes()).hexdigest()
+    others = [
+        what
+        for what, found, expected in (
+            ("data", manifest.data_digest, data_digest),
+            ("params", manifest.params_digest, params_digest),
+            ("model", manifest.space, space),
+            ("gallery", manifest.files[GALLERY_FILE].sha256, gallery),
+            ("calibration", manifest.calibration, calibration),
+        )
+        if found != expected
+    ]
+    if others:
+        old = f"of another run (other {', '.join(others)}): run `dvc repro`"
+        return [(label, "not measured: the bundle is of another run")], [("bundle", old)]
     with open_identifier(directory, threads=1) as identifier:
         p50, p95 = latency_ms(identifier)
     return [(label, f"p50 {p50:.1f} ms, p95 {p95:.1f} ms (measured when this was written)")], [
@@ -110,21 +189,34 @@ def _bundle(
     ]
 
 
-def _comparison_notes(now: Metrics, then: Metrics | None, captures: str) -> list[str]:
-    """In what a comparison is not of like with like."""
+def _comparison(
+    now: Metrics, earlier: Earlier | None, captures: Captures
+) -> tuple[Comparison | None, Test | None]:
+    """The comparison and the earlier test; `notes` say in what it is not of like with like."""
+    if earlier is None:
+        return None, None
+    then = earlier.metrics
     if then is None:
-        return []
+        return Comparison(earlier.revision, earlier.reason, []), None
     if captures not in then.test:
-        return [f"no {captures} captures were measured then"]
+        reason = f"no {captures} captures were measured then"
+        return Comparison(earlier.revision, reason, []), None
     notes = []
+    if now.origin.data != then.origin.data:
+        notes.append("the data are not the same")
+    if now.origin.settings != then.origin.settings:
+        notes.append("the settings of capture, enroll or evaluate are not the same")
     if now.gallery != then.gallery:
         notes.append(
-            f"the gallery had {then.gallery.pills:,} pills then and has {now.gallery.pills:,} now"
+            f"the gallery had {then.gallery.pills:,} pills and {then.gallery.references:,} "
+            f"references then and has {now.gallery.pills:,} and {now.gallery.references:,} now"
         )
     counts = [_photo_counts(metrics.test[captures]) for metrics in (then, now)]
     if counts[0] != counts[1]:
-        notes.append("the test photos are not the same: their numbers differ")
-    return notes
+        notes.append("the numbers of test photos or pills differ")
+    if notes:
+        notes.append(f"so no difference is called better or worse; {COMPARE}")
+    return Comparison(earlier.revision, "", notes), then.test[captures]
 
 
 def _photo_counts(test: Test) -> list[tuple[int, int] | None]:

@@ -30,7 +30,7 @@ PAGE_COLOURS = {
     NEW: "var(--new)",
     STRANGERS: "var(--strangers)",
 }
-COHORTS = {"seen": ("seen pills", SEEN), "new": ("new pills", NEW)}
+MATED_LINES = {"seen": ("seen pills", SEEN), "new": ("new pills", NEW)}
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "pilltrack",
@@ -67,7 +67,7 @@ def det_figure(
         axes.text(
             promised_fpir, 0.0006, " promised", rotation=90, va="bottom", ha="right", fontsize=9
         )
-        for name, (label, colour) in COHORTS.items():
+        for name, (label, colour) in MATED_LINES.items():
             fpir, fnir = (np.clip(curve[column], *LOGIT_ENDS) for column in ("fpir", name))
             axes.plot(fpir, fnir, color=colour, linewidth=2, label=label)
             shipped = [strangers.fpir.value, cohorts[name].decisions.fnir.value]
@@ -137,7 +137,7 @@ def references_figure(curve: Curve, cohorts: Mapping[str, Mated]) -> str:
     """recall@1 against references per side, with the intervals of metrics.json."""
     with mpl.rc_context(STYLE):
         figure, axes = _axes("reference photos per side", "right pill is nearest (recall@1)")
-        for shift, (name, (label, colour)) in zip((-0.03, 0.03), COHORTS.items(), strict=True):
+        for shift, (name, (label, colour)) in zip((-0.03, 0.03), MATED_LINES.items(), strict=True):
             at, recall = np.array(curve["references"]), np.array(curve[name])
             axes.plot(at + shift, recall, "o-", color=colour, linewidth=2, label=label)
             for count, measured in cohorts[name].by_references.items():

@@ -4,32 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pilltrack.pipeline.report_facts import Facts
-from pilltrack.pipeline.verdict import Promise, at_most, difference, percent
+from pilltrack.pipeline.releases import shortened
+from pilltrack.pipeline.report_facts import Comparison, Facts
+from pilltrack.pipeline.verdict import Promise
+from pilltrack.pipeline.words import at_most, escaped_markdown, percent
 
 
 def markdown(facts: Facts) -> str:
     """The report as GitHub Markdown, fewer than 80 lines."""
     lines = [
-        f"# {'✔' if facts.verdict.passed else '✘'} {facts.verdict.title}",
+        f"# {facts.verdict.symbol} {facts.verdict.title}",
+        "",
+        f"{facts.verdict.subtitle}",
         "",
         f"Model {facts.name}, test pills only, {facts.captures_in_words}, gallery of "
         f"{facts.metrics.gallery.pills:,} pills. 95 % intervals by bootstrap over pills.",
         "",
         *(f"- {promise_line(promise)}" for promise in facts.promises),
-        *(f"- ✘ {reason}" for reason in facts.verdict.reasons),
+        *(f"- {facts.verdict.symbol} {reason}" for reason in facts.verdict.reasons),
         "",
         *_headline(facts),
         "",
-        *(f"Then ({_cell(facts.against or '')}) and now: {n}." for n in facts.comparison_notes),
-        *([""] if facts.comparison_notes else []),
+        *_comparison(facts.comparison),
         "Limits of the gate: "
         + ", ".join(f"{name} {limit:g}" for name, limit in facts.limits.items())
         + ".",
         "",
         *_table(["", ""], [[label, figure] for label, figure in facts.speed_and_size]),
         "",
-        *_table(["digest", ""], [[label, f"`{value}`"] for label, value in facts.digests]),
+        *_table(["digest", ""], [[label, _code(value)] for label, value in facts.digests]),
     ]
     return "\n".join(lines) + "\n"
 
@@ -45,13 +48,25 @@ def promise_line(promise: Promise) -> str:
     )
 
 
+def _comparison(comparison: Comparison | None) -> list[str]:
+    if comparison is None:
+        return []
+    revision = escaped_markdown(shortened(comparison.revision))
+    if comparison.no_metrics:
+        return [f"⚠ No comparison with {revision}: {escaped_markdown(comparison.no_metrics)}.", ""]
+    if comparison.notes:
+        return [f"⚠ Then ({revision}) and now: {'; '.join(comparison.notes)}.", ""]
+    return [f"Then: {revision}.", ""]
+
+
 def _headline(facts: Facts) -> list[str]:
-    head = ["pills", "figure", *(["then", "now", "difference"] if facts.against else ["now"])]
+    compared = facts.against is not None
+    head = ["pills", "figure", *(["then", "now", "difference"] if compared else ["now"])]
     rows = []
     for row in facts.headline:
-        change = ", ".join(part for part in difference(row) if part)
-        compared = [row.then_in_words, row.now_in_words, change]
-        rows.append([row.cohort, row.label, *(compared if facts.against else [row.now_in_words])])
+        change = ", ".join(part for part in (row.change, row.judgement) if part)
+        figures = [row.then, row.now, change] if compared else [row.now]
+        rows.append([row.cohort, row.label, *figures])
     return _table(head, rows)
 
 
@@ -65,3 +80,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _code(text: str) -> str:
+    return f"`{text.replace('`', chr(39))}`"

@@ -20,7 +20,7 @@ from pilltrack.pipeline.cohorts import photos_to_identify
 from pilltrack.pipeline.data import captured
 from pilltrack.pipeline.enroll import choose_references
 from pilltrack.pipeline.params import CaptureParams, Params
-from pilltrack.pipeline.table import ImageRow
+from pilltrack.pipeline.table import SPLITS, ImageRow, Split
 
 BATCH = 64
 CAPTURE_PX = 224  # like a crop from a camera; the embedder resizes it as on the device
@@ -36,7 +36,7 @@ class Shot:
 
 
 def shots_to_identify(
-    params: Params, rows: Sequence[ImageRow], split: str, captures: str
+    params: Params, rows: Sequence[ImageRow], split: Split, captures: str
 ) -> list[Shot]:
     """The probes and strangers of a split, in row order.
 
@@ -47,7 +47,7 @@ def shots_to_identify(
     if captures != "augmented":
         return [Shot(row, None) for row in photos]
     enrolled = set(choose_references(rows, params.enroll.references_per_side))
-    seeds = np.random.default_rng([params.evaluate.seed, len(split)])
+    seeds = np.random.default_rng([params.evaluate.seed, SPLITS.index(split)])
     return [
         Shot(row, int(seeds.integers(2**62)))
         for row in photos

@@ -9,7 +9,7 @@ from pilltrack.core.image import read_image
 from pilltrack.pipeline.latency import latency_ms
 from pilltrack.pipeline.results import load_metrics
 from pilltrack.pipeline.table import load_images
-from pilltrack.pipeline.verdict import in_words
+from pilltrack.pipeline.words import in_words
 
 N_EXAMPLES = 3  # photos of each kind
 

@@ -14,7 +14,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal, cast, get_args
 
 from pilltrack.core.errors import DatasetRejected
@@ -30,6 +30,8 @@ CAPTURES: tuple[Capture, ...] = get_args(Capture)
 SPLITS: tuple[Split, ...] = get_args(Split)
 ROLES: tuple[Role, ...] = get_args(Role)
 
+FORMULA_STARTS = ("=", "+", "-", "@")  # of a cell that a spreadsheet computes
+MAX_TEXT = 200
 IMAGES_CSV = "images.csv"
 PILLS_CSV = "pills.csv"
 
@@ -76,7 +78,8 @@ def load_images(directory: Path) -> list[ImageRow]:
     The image files themselves are not opened: `directory / row.image` is where each one lies.
 
     Raises DatasetRejected, naming file and line, when the table is missing or empty, has other
-    columns than the contract, names an image twice, or holds a value outside the vocabulary.
+    columns than the contract, names an image twice or outside the directory, or holds a value
+    outside the vocabulary.
     """
     path = directory / IMAGES_CSV
     rows: dict[str, ImageRow] = {}
@@ -97,6 +100,14 @@ def load_images(directory: Path) -> list[ImageRow]:
         )
         if row.image in rows:
             raise duplicate_row(path, line, "image", row.image)
+        inside = PurePosixPath(row.image)
+        if inside.is_absolute() or ".." in inside.parts or "\\" in row.image:
+            raise DatasetRejected(
+                f"{path}:{line}",
+                found=f"image {row.image!r}",
+                expected="a path below the directory of the table",
+                remedy="Run the prepare stage again.",
+            )
         rows[row.image] = row
     if not rows:
         raise DatasetRejected(
@@ -117,7 +128,7 @@ def load_pills(directory: Path) -> dict[str, PillRow]:
     rows: dict[str, PillRow] = {}
     records = read_table(path, required=("pill",), optional=PILL_COLUMNS[1:], strip=False)
     for line, record in records:
-        check_size(path, line, record.get("size_mm", ""))
+        check_facts(path, line, record)
         row = PillRow(**record)
         if row.pill in rows:
             raise duplicate_row(path, line, "pill", row.pill)
@@ -207,33 +218,51 @@ def check_choice(path: Path, line: int, column: str, value: str, choices: Sequen
         )
 
 
-def check_size(path: Path, line: int, value: str) -> None:
-    """Raise DatasetRejected unless `value` is empty or a positive decimal number."""
-    if value and (not re.fullmatch(r"[0-9]+(\.[0-9]+)?", value) or float(value) == 0):
+def check_facts(path: Path, line: int, facts: Mapping[str, str]) -> None:
+    """Raise DatasetRejected for a value of pills.csv that people could not read as it stands.
+
+    `size_mm` is empty or a positive decimal number; a text has at most 200 characters, none of
+    them a control character (some turn the text beside them around), and no spreadsheet takes it
+    for a formula.
+    """
+    size = facts.get("size_mm", "")
+    if size and (not re.fullmatch(r"[0-9]+(\.[0-9]+)?", size) or float(size) == 0):
         raise DatasetRejected(
             f"{path}:{line}",
-            found=f"size_mm {value!r}",
+            found=f"size_mm {size!r}",
             expected="millimetres such as 12 or 12.5, or an empty value",
             remedy="Correct the value.",
         )
+    for column, value in facts.items():
+        odd = any(unicodedata.category(c)[0] == "C" for c in value)
+        if odd or len(value) > MAX_TEXT or value.startswith(FORMULA_STARTS):
+            raise DatasetRejected(
+                f"{path}:{line}",
+                found=f"{column} {value!r:.80}",
+                expected=f"at most {MAX_TEXT} characters, no control character, and none of "
+                f"{' '.join(FORMULA_STARTS)} at the start",
+                remedy="Correct the value.",
+            )
 
 
 def check_pill_names(sources: Mapping[str, str]) -> None:
     """Check that pill names can be folder names everywhere; `sources`: pill -> where it stands.
 
     Raises DatasetRejected, naming that place, for an empty name, a slash or control character,
-    a leading dot, a trailing dot or space, more than 100 bytes, and two names that differ only
-    by case or by Unicode form.
+    a leading dot, a trailing dot or space, a start that spreadsheets take for a formula, more than
+    100 bytes, and two names that differ only by case or by Unicode form.
     """
     seen: dict[str, str] = {}
     for pill, source in sources.items():
-        plain = pill.strip() == pill and not pill.startswith(".") and not pill.endswith(".")
+        plain = pill.strip() == pill and not pill.endswith(".")
+        plain = plain and not pill.startswith((".", *FORMULA_STARTS))
         odd = any(unicodedata.category(c)[0] == "C" or c in "/\\" for c in pill)
         if not pill or odd or not plain or len(pill.encode()) > 100:
             raise DatasetRejected(
                 source,
                 found=f"pill name {pill!r}",
-                expected="1 to 100 bytes, no slash or control character, no dot or space at an end",
+                expected="1 to 100 bytes, no slash or control character, no dot or space at an "
+                f"end, none of {' '.join(FORMULA_STARTS)} at the start",
                 remedy="Rename the pill.",
             )
         key = unicodedata.normalize("NFC", pill).casefold()

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pilltrack.core.embedder import l2_normalise
 from pilltrack.core.preprocess import to_model_input
-from pilltrack.pipeline.models import EmbeddingNet, load_network, unit
+from pilltrack.pipeline.models import EmbeddingNet, load_network
 
 BATCH = 64
 
@@ -33,7 +34,7 @@ class TorchEmbedder:
                     to_model_input(c, self.input_size_px) for c in crops[start : start + BATCH]
                 ]
                 images = torch.from_numpy(np.stack(resized)).float()
-                parts.append(unit(self.net(images)).numpy())
+                parts.append(l2_normalise(self.net(images).numpy()))
         return np.concatenate(parts)
 
 

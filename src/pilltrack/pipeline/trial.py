@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pilltrack.core.decide import Decision, Rule, decide
-from pilltrack.core.gallery import Gallery
+from pilltrack.core.errors import StageFailed
+from pilltrack.core.gallery import Candidate, Gallery
 from pilltrack.pipeline.calibrate import calibrate
 from pilltrack.pipeline.cohorts import COHORTS, Cohort, cohort_of
 from pilltrack.pipeline.params import EvaluateParams
@@ -46,17 +47,20 @@ def try_shots(
     """Search and decide as the device does; cohorts without shots are absent.
 
     `embeddings` (N, D) of the shots, in the space of `gallery`; `seed` of the bootstrap, with draws
-    of its own for each cohort.
+    of its own for each cohort. Raises StageFailed when a probe's pill is not enrolled or a
+    stranger's is.
     """
-    references, pills = gallery.embeddings(), [r.pill for r in gallery.references()]
-    tried: dict[Cohort, Tried] = {}
-    for number, (cohort, chosen) in enumerate(_by_cohort(shots).items()):
-        own = embeddings[chosen]
-        some = [shots[index] for index in chosen]
-        found = search(references, pills, single_views(own, [shot.row.pill for shot in some]))
-        decisions = [decide(candidates, rule) for candidates in gallery.search(own, n_pills=2)]
-        tried[cohort] = Tried(some, own, drawn(found, seed=seed + number), decisions)
-    return tried
+    return {
+        cohort: Tried(
+            shots=[shots[index] for index in chosen],
+            embeddings=embeddings[chosen],
+            drawn=drawn(found, seed=seed + number),
+            decisions=[decide(candidates, rule) for candidates in candidates_of],
+        )
+        for number, (cohort, chosen, found, candidates_of) in enumerate(
+            _look(gallery, shots, embeddings)
+        )
+    }
 
 
 def calibrate_on(
@@ -67,21 +71,47 @@ def calibrate_on(
 ) -> tuple[Rule, dict[Cohort, Outcomes]]:
     """The rule from validation shots and their embeddings (N, D), and the outcomes behind it.
 
-    Raises StageFailed when there are too few validation pills for the aims of `settings`.
+    Raises StageFailed as `try_shots`, and when there are too few validation pills for the aims of
+    `settings`.
     """
-    references, pills = gallery.embeddings(), [r.pill for r in gallery.references()]
-    found = {
-        cohort: search(
-            references,
-            pills,
-            single_views(embeddings[chosen], [shots[index].row.pill for index in chosen]),
-        )
-        for cohort, chosen in _by_cohort(shots).items()
-    }
+    found = {cohort: outcomes for cohort, _, outcomes, _ in _look(gallery, shots, embeddings)}
     rule = calibrate(
         found["strangers"], found["new"], fpir=settings.fpir, misnamed=settings.misnamed
     )
     return rule, found
+
+
+def _look(
+    gallery: Gallery, shots: Sequence[Shot], embeddings: NDArray[np.float32]
+) -> Iterator[tuple[Cohort, list[int], Outcomes, list[list[Candidate]]]]:
+    """Search each cohort; the two best scores are the device's own, to the last bit."""
+    references, pills = gallery.embeddings(), [r.pill for r in gallery.references()]
+    enrolled = set(pills)
+    for cohort, chosen in _by_cohort(shots).items():
+        shown = [shots[index].row.pill for index in chosen]
+        odd = sorted({pill for pill in shown if (pill in enrolled) == (cohort == "strangers")})
+        if odd:
+            raise StageFailed(
+                f"the gallery, for {cohort} pills",
+                found=f"{len(odd)} that are {'' if cohort == 'strangers' else 'not '}enrolled, "
+                f"such as {odd[0]}",
+                expected="seen and new pills enrolled, and no stranger",
+                remedy="Run `dvc repro enroll`.",
+            )
+        outcomes = search(references, pills, single_views(embeddings[chosen], shown))
+        candidates = gallery.search(embeddings[chosen], n_pills=2)
+        yield (
+            cohort,
+            chosen,
+            replace(
+                outcomes,
+                best=np.array([found[0].score for found in candidates]),
+                second=np.array(
+                    [found[1].score if len(found) > 1 else -1.0 for found in candidates]
+                ),
+            ),
+            candidates,
+        )
 
 
 def _by_cohort(shots: Sequence[Shot]) -> dict[Cohort, list[int]]:
