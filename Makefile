@@ -27,6 +27,7 @@ $(DATA): | install
 
 demo: install $(DATA)
 	dvc repro
+	pilltrack report
 	@pilltrack summary
 
 test: install
