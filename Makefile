@@ -41,7 +41,8 @@ check: install
 
 bench: install
 	python benchmarks/synth_throughput.py
-	python benchmarks/identify_latency.py --bundle $(BUNDLE)
+	python benchmarks/mobilenetv2_224.py --out build/mobilenetv2_224.tflite
+	pilltrack bench --bundle $(BUNDLE) --against build/mobilenetv2_224.tflite
 	python benchmarks/device_install.py
 	python benchmarks/evaluation_scale.py
 

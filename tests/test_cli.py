@@ -14,8 +14,8 @@ from pilltrack.core.image import read_image
 from tests.tiny_bundle import tiny_bundle
 
 COMMANDS = [
-    *STAGES, "identify", "evaluate-folder", "evaluate-epillid", "report", "compare", "synth",
-    "crop-boxes", "summary",
+    *STAGES, "identify", "evaluate-folder", "evaluate-epillid", "report", "compare", "bench",
+    "synth", "crop-boxes", "summary",
 ]  # fmt: skip
 
 

@@ -106,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate_epillid(commands)
     _add_report(commands)
     _add_compare(commands)
+    _add_bench(commands)
     _add_synth(commands)
     _add_crop_boxes(commands)
     _add_summary(commands)
@@ -340,6 +341,56 @@ def _compare(arguments: argparse.Namespace) -> int:
     if arguments.markdown:
         write_atomically(arguments.markdown, to_markdown(comparison).encode())
     return exit_code(comparison, arguments.require_better)
+
+
+def _add_bench(commands: Any) -> None:
+    command = _command(
+        commands,
+        "bench",
+        "how fast and how large a bundle is on this machine",
+        "pilltrack bench --bundle artifacts/package/bundle\n"
+        "pilltrack bench --bundle artifacts/package/bundle --check --out bench.json\n"
+        "pilltrack bench --bundle artifacts/package/bundle \\\n"
+        "    --against build/mobilenetv2_224.tflite",
+    )
+    command.add_argument("--bundle", type=Path, required=True, metavar="DIR")
+    command.add_argument(
+        "--against", type=Path, metavar="FILE.tflite", help="another model, measured in turns"
+    )
+    command.add_argument("--runs", type=_positive, default=500, metavar="N", help="crops (500)")
+    command.add_argument(
+        "--references",
+        type=_positive,
+        default=10_000,
+        metavar="N",
+        help="fill the gallery up to N (10000)",
+    )
+    command.add_argument("--threads", type=_positive, default=1, metavar="N", help="default: 1")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    command.add_argument("--out", type=Path, metavar="FILE.json", help="also write the JSON")
+    command.add_argument(
+        "--check", action="store_true", help="exit code 3 when a limit is broken (docs/bench.md)"
+    )
+    command.set_defaults(run=_bench)
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from pilltrack.core.bench import as_text, bench, require_limits
+    from pilltrack.core.files import write_atomically
+
+    report = bench(
+        arguments.bundle,
+        against=arguments.against,
+        runs=arguments.runs,
+        references=arguments.references,
+        threads=arguments.threads,
+    )
+    print(report.model_dump_json() if arguments.json else as_text(report))
+    if arguments.out:
+        write_atomically(arguments.out, f"{report.model_dump_json(indent=1)}\n".encode())
+    if arguments.check:
+        require_limits(report)
+    return 0
 
 
 def _add_synth(commands: Any) -> None:
