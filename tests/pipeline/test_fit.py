@@ -68,6 +68,25 @@ def test_another_seed_gives_other_weights(
     assert not _same(_weights(trained), _weights(artifacts))
 
 
+def test_frozen_modules_end_as_they_began_with_their_statistics(
+    trained: Path, tiny_artifacts: Path, tiny_params: Params, tmp_path: Path
+) -> None:
+    settings = tiny_params.train.model_copy(update={"frozen": ["conv_stem", "bn1", "blocks.0"]})
+    artifacts = _copy(tiny_artifacts, tmp_path / "frozen")
+    train.main(tiny_params.model_copy(update={"train": settings}), artifacts)
+    torch.manual_seed(settings.seed)
+    net = EmbeddingNet(
+        settings.backbone, settings.embedding_dim, options={}, pixels=settings.pixels
+    )
+    start, end, free = net.state_dict(), _weights(artifacts), _weights(trained)
+    kept = [k for k in start if k.startswith(("backbone.conv_stem", "backbone.bn1"))]
+    assert len(kept) == 6  # weights, and the running statistics of the batch norm
+    for key in kept:
+        assert torch.equal(start[key], end[key]), key
+        assert not torch.equal(start[key], free[key]), key
+    assert not torch.equal(start["head.weight"], end["head.weight"])
+
+
 @pytest.mark.parametrize("stage", ["train", "distill"])
 @pytest.mark.parametrize("kill_at_step", [2, 5])
 def test_a_run_killed_at_any_step_resumes_to_the_same_weights(

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from pilltrack.core.errors import StageFailed
 from pilltrack.pipeline.models import (
     EmbeddingNet,
+    freeze,
     load_network,
     load_starting_weights,
     save_network,
@@ -40,6 +41,22 @@ def test_embeddings_have_unit_length() -> None:
 def test_a_missing_weights_file_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(StageFailed, match="no such file"):
         load_starting_weights(_net(), str(tmp_path / "absent.safetensors"))
+
+
+def test_frozen_modules_ask_for_no_gradient_and_the_others_do() -> None:
+    net = _net()
+    freeze(net, ["conv_stem", "blocks.0"])
+    asking = {name.split(".")[0] for name, p in net.backbone.named_parameters() if p.requires_grad}
+    assert not any(p.requires_grad for p in net.backbone.blocks[0].parameters())
+    assert not net.backbone.conv_stem.weight.requires_grad
+    assert asking == {"bn1", "blocks", "conv_head", "norm_head"}
+    assert net.head.weight.requires_grad
+
+
+@pytest.mark.parametrize("name", ["", "blocks.99", "head"])
+def test_a_frozen_module_that_the_backbone_has_not_stops_the_run(name: str) -> None:
+    with pytest.raises(StageFailed, match="no such module in mobilenetv4_conv_small"):
+        freeze(_net(), [name])
 
 
 def test_imagenet_weights_without_a_connection_stop_the_run(

@@ -31,6 +31,7 @@ from pilltrack.pipeline.fit import (
 from pilltrack.pipeline.losses import distillation_loss
 from pilltrack.pipeline.models import (
     EmbeddingNet,
+    freeze,
     load_network,
     load_starting_weights,
     place,
@@ -72,6 +73,7 @@ def distill(params: Params, artifacts: Path, process: Process) -> None:
         pixels=settings.pixels,
     )
     log.info("student %s: %s", settings.backbone, load_starting_weights(net, settings.weights))
+    freeze(net, settings.frozen)
 
     def loss_of_batch(net: torch.nn.Module, batch: Batch) -> torch.Tensor:
         (for_teacher, for_student), _, _ = batch

@@ -239,9 +239,11 @@ def _with_and_without_decay(net: torch.nn.Module, weight_decay: float) -> list[d
 
 def _set_mode(net: torch.nn.Module, settings: TrainParams | DistillParams) -> None:
     net.train()
-    if settings.batch_norm == "eval":
-        for module in net.modules():
-            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+    for module in net.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            own = list(module.parameters())
+            frozen = bool(own) and not any(parameter.requires_grad for parameter in own)
+            if settings.batch_norm == "eval" or frozen:
                 module.eval()
 
 

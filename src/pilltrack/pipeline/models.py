@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,24 @@ def load_starting_weights(net: EmbeddingNet, weights: str) -> str:
         )
     net.backbone.load_state_dict(tensors, strict=False)
     return f"started from {path}"
+
+
+def freeze(net: EmbeddingNet, modules: Sequence[str]) -> None:
+    """Let these modules of the backbone keep their weights.
+
+    Early layers see the most pixels: MobileNetV2 at 128 px trains twice as fast on two CPU cores
+    without the stem and its first two blocks. Raises StageFailed for a name the backbone has not.
+    """
+    known = dict(net.backbone.named_modules())
+    for name in modules:
+        if not name or name not in known:
+            raise StageFailed(
+                f"frozen: {name!r}",
+                found=f"no such module in {net.description['backbone']}",
+                expected=f"a path such as {', '.join(list(known)[1:4])}",
+                remedy="Correct `frozen` in params.yaml.",
+            )
+        known[name].requires_grad_(False)
 
 
 def weights_file(weights: str) -> list[Path]:

@@ -70,6 +70,7 @@ class _FitParams(_Section):
     backbone: str  # a timm model name
     backbone_options: dict[str, Any]  # handed to timm.create_model
     weights: str  # imagenet | none | path to a .safetensors file
+    frozen: list[str]  # modules of the backbone that keep their starting weights
     pixels: Literal["imagenet", "minus_one_to_one"]  # normalisation the weights were trained with
     input_size_px: Annotated[int, Field(ge=32, le=512)]
     epochs: Count

@@ -20,6 +20,7 @@ from pilltrack.pipeline.fit import (
 from pilltrack.pipeline.losses import metric_loss
 from pilltrack.pipeline.models import (
     EmbeddingNet,
+    freeze,
     load_starting_weights,
     save_network,
     unit,
@@ -52,6 +53,7 @@ def train(params: Params, artifacts: Path, process: Process) -> None:
         pixels=settings.pixels,
     )
     log.info("teacher %s: %s", settings.backbone, load_starting_weights(net, settings.weights))
+    freeze(net, settings.frozen)
     loss = metric_loss(settings.loss)
 
     def loss_of_batch(net: torch.nn.Module, batch: Batch) -> torch.Tensor:
