@@ -87,12 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         command = _command(
             commands, stage, f"stage: {summary}", f"pilltrack {stage}\ndvc repro {stage}"
         )
-        command.add_argument(
-            "--params", type=Path, default=Path("params.yaml"), help="default: params.yaml"
-        )
-        command.add_argument(
-            "--artifacts", type=Path, default=Path("artifacts"), help="default: artifacts"
-        )
+        _add_run(command)
         if stage == "prepare":
             command.add_argument(
                 "--data",
@@ -122,6 +117,16 @@ def _command(commands: Any, name: str, summary: str, examples: str) -> argparse.
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     return parser
+
+
+def _add_run(command: argparse.ArgumentParser) -> None:
+    """Which run of the pipeline: its parameters and its results."""
+    command.add_argument(
+        "--params", type=Path, default=Path("params.yaml"), help="default: params.yaml"
+    )
+    command.add_argument(
+        "--artifacts", type=Path, default=Path("artifacts"), help="default: artifacts"
+    )
 
 
 def _run_stage(arguments: argparse.Namespace) -> int:
@@ -258,12 +263,7 @@ def _add_report(commands: Any) -> None:
         "write what evaluate found as a page (report.html) and a pull-request comment (report.md)",
         "pilltrack report\npilltrack report --against v0.1.0 --out reports/today",
     )
-    command.add_argument(
-        "--params", type=Path, default=Path("params.yaml"), help="default: params.yaml"
-    )
-    command.add_argument(
-        "--artifacts", type=Path, default=Path("artifacts"), help="default: artifacts"
-    )
+    _add_run(command)
     command.add_argument(
         "--out",
         type=Path,
@@ -303,12 +303,7 @@ def _add_compare(commands: Any) -> None:
     )
     command.add_argument("champion", metavar="A", help="the bundle in use")
     command.add_argument("challenger", metavar="B", help="the one that may follow it")
-    command.add_argument(
-        "--params", type=Path, default=Path("params.yaml"), help="default: params.yaml"
-    )
-    command.add_argument(
-        "--artifacts", type=Path, default=Path("artifacts"), help="with prepare/ (artifacts)"
-    )
+    _add_run(command)
     command.add_argument(
         "--captures",
         choices=("real", "rendered", "augmented"),

@@ -187,18 +187,20 @@ def _calibration_facts(rule: Rule, found: Mapping[Cohort, Outcomes]) -> Measures
 def measure_trial(trial: Trial, gallery: Gallery, settings: EvaluateParams) -> Measures:
     """All measures of one kind of captures, as in metrics.json; absent cohorts are left out."""
     strangers = trial.get("strangers")
-    foreign = strangers.drawn if strangers else None
+    by_references = _by_references(trial, gallery, settings.seed)
+    pairs = _two_sided(trial, gallery, settings.seed)
     report: Measures = {}
     for cohort in (cohort for cohort in MATED if cohort in trial):
         tried = trial[cohort]
         report[cohort] = {
-            **measure(tried.drawn, foreign),
+            **measure(tried.drawn, strangers.drawn if strangers else None),
             "decisions": measure_decisions(tried.drawn, tried.decisions, settings.confidence),
-            "by_references": _by_references(gallery, tried, strangers, settings.seed),
+            "by_references": by_references[cohort],
         }
-        pairs = _two_sided(gallery, tried, strangers, settings.seed)
-        if pairs:
-            report[cohort]["two_sided"] = pairs
+        if cohort in pairs:
+            report[cohort]["two_sided"] = measure(
+                pairs[cohort], pairs.get("strangers"), with_map=False
+            )
     if strangers:
         report["strangers"] = measure_strangers(
             strangers.drawn, strangers.decisions, settings.confidence
@@ -206,36 +208,40 @@ def measure_trial(trial: Trial, gallery: Gallery, settings: EvaluateParams) -> M
     return report
 
 
-def _by_references(gallery: Gallery, tried: Tried, strangers: Tried | None, seed: int) -> Measures:
+def _by_references(trial: Trial, gallery: Gallery, seed: int) -> dict[Cohort, Measures]:
+    """Each mated cohort against 1, 3 and 5 references a side; the keys are "1", "3" and "5"."""
     embeddings, enrolled = gallery.embeddings(), gallery.references()
     most = max(Counter((r.pill, r.side) for r in enrolled).values())
-    result: Measures = {}
+    report: dict[Cohort, Measures] = {cohort: {} for cohort in MATED if cohort in trial}
     for per_side in (count for count in REFERENCE_COUNTS if count <= most):
         kept = first_references(enrolled, per_side)
         pills = [enrolled[index].pill for index in kept]
+        found: dict[Cohort, Drawn] = {}
+        for cohort, tried in trial.items():
+            probes = single_views(tried.embeddings, tried.pills)
+            outcomes = search(embeddings[kept], pills, probes)
+            found[cohort] = drawn(outcomes, seed=_seed(cohort, seed))
+        for cohort, measures in report.items():
+            measured = measure(found[cohort], found.get("strangers"))
+            measures[str(per_side)] = {k: v for k, v in measured.items() if not k.startswith("n_")}
+    return report
 
-        def again(cohort: Tried, seed: int) -> Drawn:
-            probes = single_views(cohort.embeddings, cohort.pills)
-            return drawn(search(embeddings[kept], pills, probes), seed=seed)  # noqa: B023
 
-        foreign = again(strangers, seed + 1) if strangers else None
-        measured = measure(again(tried, seed), foreign)
-        result[str(per_side)] = {k: v for k, v in measured.items() if not k.startswith("n_")}
-    return result
-
-
-def _two_sided(
-    gallery: Gallery, tried: Tried, strangers: Tried | None, seed: int
-) -> Measures | None:
+def _two_sided(trial: Trial, gallery: Gallery, seed: int) -> dict[Cohort, Drawn]:
+    """Each cohort seen from front and back; absent where no pill has photos of both."""
     references, pills = gallery.embeddings(), [r.pill for r in gallery.references()]
+    found: dict[Cohort, Drawn] = {}
+    for cohort, tried in trial.items():
+        sides = [shot.row.side for shot in tried.shots]
+        probes = two_sided(tried.embeddings, tried.pills, sides)
+        if probes:
+            found[cohort] = drawn(search(references, pills, probes), seed=_seed(cohort, seed))
+    return found
 
-    def pairs(cohort: Tried | None, seed: int) -> Drawn | None:
-        sides = [shot.row.side for shot in cohort.shots] if cohort else []
-        probes = two_sided(cohort.embeddings, cohort.pills, sides) if cohort else None
-        return drawn(search(references, pills, probes), seed=seed) if probes else None
 
-    mated = pairs(tried, seed)
-    return measure(mated, pairs(strangers, seed + 1), with_map=False) if mated else None
+def _seed(cohort: Cohort, seed: int) -> int:
+    """Strangers are drawn apart from the pills they are compared with."""
+    return seed + 1 if cohort == "strangers" else seed
 
 
 def _confusions(trial: Trial) -> Counter[tuple[str, str]]:
