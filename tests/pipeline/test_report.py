@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from pydantic import ValidationError
 
-from pilltrack.core.decide import Calibration, Evidence
+from pilltrack.core.decide import Rule
 from pilltrack.core.embedder import open_embedder
 from pilltrack.core.errors import PillTrackError, StageFailed
 from pilltrack.core.gallery import Gallery, Reference
 from pilltrack.pipeline import package, releases, verdict, words
 from pilltrack.pipeline.enroll import enrol_rows
+from pilltrack.pipeline.evaluate import calibration_of
 from pilltrack.pipeline.lookalikes import LookAlike, write_lookalikes
 from pilltrack.pipeline.outcomes import OutcomeRow, write_outcomes
 from pilltrack.pipeline.params import Params, load_params
@@ -1244,29 +1245,9 @@ def _write_run(
     evaluate, settings = artifacts / "evaluate", params.evaluate
     _write_metrics(evaluate, metrics)
     write_outcomes(evaluate / "outcomes.csv", rows)
-    test = metrics["test"][settings.captures]
-    new, strangers = test["new"], test["strangers"]
-    calibration = Calibration(
-        threshold=0.9,
-        margin=margin,
-        space=open_embedder(artifacts / "convert" / "model.tflite").space,
-        fpir=settings.promised_fpir,
-        misnamed=settings.promised_misnamed,
-        confidence=settings.confidence,
-        gallery_size=11,
-        captures=settings.captures,
-        evidence=Evidence(
-            n_stranger_pills=strangers["n_pills"],
-            n_stranger_photos=strangers["n_probes"],
-            fpir=strangers["fpir"]["value"],
-            fpir_upper=strangers["fpir_upper"],
-            n_mated_pills=new["n_pills"],
-            n_mated_photos=new["n_probes"],
-            misnamed=new["decisions"]["misnamed"]["value"],
-            misnamed_upper=new["decisions"]["misnamed_upper"],
-            fnir=new["decisions"]["fnir"]["value"],
-        ),
-    )
+    space = open_embedder(artifacts / "convert" / "model.tflite").space
+    rule = Rule(threshold=0.9, margin=margin)
+    calibration = calibration_of(rule, metrics, settings, space)
     (evaluate / "calibration.json").write_text(calibration.model_dump_json())
 
 

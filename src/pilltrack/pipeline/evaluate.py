@@ -136,7 +136,7 @@ def main(params: Params, artifacts: Path) -> None:
     write_lookalikes(out / "lookalikes.csv", measure_pictures(prepared, alike))
     _write_plots(out, gated, metrics["test"][settings.captures])
     gate(Metrics.model_validate(metrics), settings)
-    calibration = _calibration(rule, metrics, settings, shipped.space)
+    calibration = calibration_of(rule, metrics, settings, shipped.space)
     write_atomically(out / "calibration.json", calibration.model_dump_json(indent=1).encode())
 
 
@@ -320,9 +320,13 @@ def _write_plots(out: Path, trial: Trial, measured: Measures) -> None:
     )
 
 
-def _calibration(
+def calibration_of(
     rule: Rule, metrics: Measures, settings: EvaluateParams, space: str
 ) -> Calibration:
+    """The rule with the promises of `settings` and the evidence in `metrics`.
+
+    Raises ValidationError when the evidence does not bear out a promise.
+    """
     measured = metrics["test"][settings.captures]
     new, strangers = measured["new"], measured["strangers"]
     return Calibration(
