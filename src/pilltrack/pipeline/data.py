@@ -7,6 +7,7 @@ workers or more processes see the same images.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -68,8 +69,9 @@ def _draw(indices: list[int], count: int, rng: np.random.Generator) -> list[int]
 class Captures(torch.utils.data.Dataset[tuple[list[torch.Tensor], int, int]]):
     """Simulated captures of prepared photos, addressed by (row index, capture seed).
 
-    Each item is (one uint8 tensor (S, S, 3) for each size, pill number, appearance number). The
-    first size is the one photographed; others are made from it by the device's own resize.
+    `labels` holds (pill number, appearance number) of each row. Each item is (one uint8 tensor
+    (S, S, 3) for each size, pill number, appearance number). The first size is the one
+    photographed; others are made from it by the device's own resize.
     """
 
     def __init__(
@@ -83,14 +85,14 @@ class Captures(torch.utils.data.Dataset[tuple[list[torch.Tensor], int, int]]):
         self.sizes_px, self.settings = sizes_px, settings
         pills = {pill: n for n, pill in enumerate(sorted({row.pill for row in rows}))}
         looks = {look: n for n, look in enumerate(sorted({appearance_of(r) for r in rows}))}
-        self._labels = [(pills[row.pill], looks[appearance_of(row)]) for row in rows]
+        self.labels = [(pills[row.pill], looks[appearance_of(row)]) for row in rows]
 
     def __getitem__(self, item: Item) -> tuple[list[torch.Tensor], int, int]:
         index, seed = item
         photo = read_image(self.directory / self.rows[index].image)
         view = captured(photo, self.sizes_px[0], self.settings, seed)
         views = [torch.from_numpy(to_model_input(view, size_px)) for size_px in self.sizes_px]
-        return views, *self._labels[index]
+        return views, *self.labels[index]
 
 
 def captured(
@@ -118,5 +120,7 @@ def load_batches(captures: Captures, plan: list[list[Item]], workers: int) -> It
 def _one_thread(worker: int) -> None:
     import cv2
 
+    # The network's threads wait for one another: a core taken from one of them stalls all.
+    os.nice(19)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -34,6 +34,7 @@ from tqdm import tqdm
 from pilltrack.core.errors import StageFailed
 from pilltrack.core.files import write_atomically
 from pilltrack.pipeline.data import Batch, Captures, Item, batch_plan, load_batches, shares_of_rank
+from pilltrack.pipeline.depthwise import fast_depthwise
 from pilltrack.pipeline.models import place
 from pilltrack.pipeline.params import DistillParams, TrainParams
 from pilltrack.pipeline.table import write_csv
@@ -134,7 +135,7 @@ def fit(
             group["lr"] = rate
         _set_mode(net, settings)
         torch.manual_seed(hash((settings.seed, done, process.rank)))  # dropout
-        with _autocast(settings, process):
+        with _autocast(settings, process), fast_depthwise(process.device):
             loss = loss_of_batch(trained, _to_device(batch, process))
         if not math.isfinite(loss.item()):
             raise StageFailed(

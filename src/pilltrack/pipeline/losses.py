@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 Pairs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 MetricLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+_PROXY_NORM = 0.05
 
 
 def appearance_pairs(pills: torch.Tensor, appearances: torch.Tensor) -> Pairs:
@@ -53,6 +55,46 @@ def metric_loss(name: str) -> MetricLoss:
         return value
 
     return of_batch
+
+
+class WithProxies(nn.Module):
+    """A network and one learned direction, a proxy, for each appearance it is trained on.
+
+    A pair loss sees the pills of one batch; the proxies stand for all the others. They are
+    needed only in training.
+    """
+
+    pills: torch.Tensor  # (A,)
+
+    def __init__(self, net: nn.Module, start: torch.Tensor, pills: torch.Tensor) -> None:
+        """`start` (A, D): where each proxy begins; `pills` (A,): whose appearance it is."""
+        super().__init__()
+        self.net = net
+        # An optimiser's steps do not grow with the weights: short proxies turn faster.
+        self.proxies = nn.Parameter(_PROXY_NORM * functional.normalize(start, dim=1))
+        self.register_buffer("pills", pills, persistent=False)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Unit embeddings (N, D) of images (N, S, S, 3); their cosines (N, A) to the proxies."""
+        raw = self.net(images)
+        with _full_precision(raw):
+            embeddings = functional.normalize(raw.float(), dim=1)
+            return embeddings, embeddings @ functional.normalize(self.proxies, dim=1).T
+
+
+def proxy_loss(
+    cosines: torch.Tensor, of_proxies: torch.Tensor, pills: torch.Tensor, appearances: torch.Tensor
+) -> torch.Tensor:
+    """Mean cross-entropy of `cosines` (N, A) to all proxies; a pill's other side takes no part.
+
+    `of_proxies` (A,): the pill of each proxy; `pills` (N,), `appearances` (N,) of the batch.
+    Normalised softmax of Zhai and Wu 2019, eq. 3, with their temperature 0.05.
+    """
+    with _full_precision(cosines):
+        own = functional.one_hot(appearances, len(of_proxies)).bool()
+        siblings = (of_proxies[None] == pills[:, None]) & ~own
+        logits = (cosines / 0.05).masked_fill(siblings, float("-inf"))
+        return functional.cross_entropy(logits, appearances)
 
 
 def distillation_loss(

@@ -90,6 +90,7 @@ class TrainParams(_FitParams):
 
     embedding_dim: Annotated[int, Field(ge=8, le=1024)]
     loss: Literal["supcon", "multi_similarity"]
+    proxy_weight: Annotated[float, Field(ge=0.0)]  # of the proxy loss beside `loss`
 
 
 class DistillParams(_FitParams):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from pilltrack.core.image import read_image
 from pilltrack.pipeline.data import Batch, Captures
 from pilltrack.pipeline.fit import (
     Process,
@@ -17,17 +19,18 @@ from pilltrack.pipeline.fit import (
     start_process,
     write_history,
 )
-from pilltrack.pipeline.losses import metric_loss
+from pilltrack.pipeline.losses import WithProxies, metric_loss, proxy_loss
 from pilltrack.pipeline.models import (
     EmbeddingNet,
     freeze,
     load_starting_weights,
+    place,
     save_network,
-    unit,
     weights_file,
 )
 from pilltrack.pipeline.params import Params
 from pilltrack.pipeline.table import load_images
+from pilltrack.pipeline.torch_embedder import TorchEmbedder
 
 log = logging.getLogger(__name__)
 
@@ -54,19 +57,24 @@ def train(params: Params, artifacts: Path, process: Process) -> None:
     )
     log.info("teacher %s: %s", settings.backbone, load_starting_weights(net, settings.weights))
     freeze(net, settings.frozen)
-    loss = metric_loss(settings.loss)
+    captures = Captures(prepared, rows, [settings.input_size_px], params.capture)
+    learner = _with_proxies(net, captures)
+    place(learner, process.device)
+    pair_loss = metric_loss(settings.loss)
 
     def loss_of_batch(net: torch.nn.Module, batch: Batch) -> torch.Tensor:
         (images,), pills, appearances = batch
-        embeddings = gather(unit(net(images)), process)
-        return loss(embeddings, gather(pills, process), gather(appearances, process))
+        embeddings, cosines = (gather(part, process) for part in net(images))
+        pills, appearances = gather(pills, process), gather(appearances, process)
+        of_proxies = proxy_loss(cosines, learner.pills, pills, appearances)
+        return pair_loss(embeddings, pills, appearances) + settings.proxy_weight * of_proxies
 
     inputs = [prepared / "audit.json", prepared / "images.csv", *weights_file(settings.weights)]
     checkpoint = artifacts / ".checkpoints" / "train.pt"
     history = fit(
-        net,
+        learner,
         loss_of_batch,
-        Captures(prepared, rows, [settings.input_size_px], params.capture),
+        captures,
         settings,
         process,
         checkpoint=checkpoint,
@@ -78,3 +86,19 @@ def train(params: Params, artifacts: Path, process: Process) -> None:
         save_network(net, file, input_size_px=settings.input_size_px)
         write_history(history, file.with_name("history.csv"))
         checkpoint.unlink(missing_ok=True)
+
+
+def _with_proxies(net: EmbeddingNet, captures: Captures) -> WithProxies:
+    """Each proxy begins where the untrained network sees a photo of its appearance."""
+    first: dict[int, tuple[int, int]] = {}  # appearance -> (row, pill)
+    for index, (pill, appearance) in enumerate(captures.labels):
+        first.setdefault(appearance, (index, pill))
+    rows, pills = zip(*(first[appearance] for appearance in sorted(first)), strict=True)
+    files = [captures.directory / captures.rows[index].image for index in rows]
+    embedder = TorchEmbedder(net, captures.sizes_px[0], space="start")
+    parts = [
+        embedder.embed([read_image(f) for f in files[n : n + 64]]) for n in range(0, len(files), 64)
+    ]
+    start = torch.from_numpy(np.concatenate(parts))
+    # What all photos have in common would begin as the same direction in every proxy.
+    return WithProxies(net, start - start.mean(dim=0), torch.tensor(pills))
