@@ -395,6 +395,25 @@ def test_a_calibration_of_another_run_is_not_packaged(
     assert not (artifacts / "package").exists()
 
 
+def test_a_bundle_may_leave_all_enrolment_to_the_device(repository: Path, tmp_path: Path) -> None:
+    artifacts = tmp_path / "artifacts"
+    for stage in ("prepare", "convert", "enroll", "evaluate"):
+        shutil.copytree(repository / "artifacts" / stage, artifacts / stage)
+    params = load_params(repository / "params.yaml")
+    packaged = params.package.model_copy(update={"gallery": "empty"})
+    package.main(params.model_copy(update={"package": packaged}), artifacts)
+    with (
+        open_identifier(artifacts / "package" / "bundle") as empty,
+        open_identifier(repository / BUNDLE) as full,
+    ):
+        assert empty.gallery.references() == []
+        assert empty.manifest.pills == {}
+        assert empty.manifest.space == full.manifest.space
+        assert empty.calibration == full.calibration
+        (pill,) = empty.identify(np.zeros((64, 64, 3), np.uint8))
+        assert pill.decision.kind == "unknown"
+
+
 def test_report_and_compare_work_on_what_the_pipeline_left(
     repository: Path, tmp_path: Path
 ) -> None:

@@ -87,6 +87,42 @@ def test_frozen_modules_end_as_they_began_with_their_statistics(
     assert not torch.equal(start["head.weight"], end["head.weight"])
 
 
+@pytest.fixture(scope="module")
+def twin_params(tiny_params: Params) -> Params:
+    twin = {
+        "weights": "teacher",
+        "pixels": tiny_params.train.pixels,
+        "int8_rounding": True,
+        "learning_rate": 1e-4,
+    }
+    return tiny_params.model_copy(update={"distill": tiny_params.distill.model_copy(update=twin)})
+
+
+def test_a_twin_starts_from_its_teacher_and_ends_on_the_codes_of_int8(
+    trained: Path, tiny_artifacts: Path, twin_params: Params, tmp_path: Path
+) -> None:
+    artifacts = _copy(tiny_artifacts, tmp_path / "twin")
+    shutil.copytree(trained / "train", artifacts / "train")
+    distill.main(twin_params, artifacts)
+    teacher, twin = _weights(artifacts), _weights(artifacts, "distill/student")
+    assert teacher.keys() == twin.keys()
+    for key in ("backbone.conv_stem.weight", "backbone.conv_head.weight", "head.weight"):
+        before, after = teacher[key].flatten(1), twin[key].flatten(1)
+        assert torch.cosine_similarity(before, after).min() > 0.99, key
+        codes = after / (after.abs().amax(dim=1, keepdim=True) / 127)
+        assert (codes - codes.round()).abs().max() < 1e-3, key
+
+
+def test_a_student_unlike_its_teacher_cannot_start_from_it(
+    trained: Path, tiny_artifacts: Path, twin_params: Params, tmp_path: Path
+) -> None:
+    artifacts = _copy(tiny_artifacts, tmp_path / "unlike")
+    shutil.copytree(trained / "train", artifacts / "train")
+    settings = twin_params.distill.model_copy(update={"backbone": "mobilenetv4_conv_small_050"})
+    with pytest.raises(StageFailed, match=r"distill\.weights: teacher.*the same network"):
+        distill.main(twin_params.model_copy(update={"distill": settings}), artifacts)
+
+
 @pytest.mark.parametrize("stage", ["train", "distill"])
 @pytest.mark.parametrize("kill_at_step", [2, 5])
 def test_a_run_killed_at_any_step_resumes_to_the_same_weights(

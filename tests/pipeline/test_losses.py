@@ -7,7 +7,13 @@ import math
 import pytest
 import torch
 
-from pilltrack.pipeline.losses import appearance_pairs, distillation_loss, metric_loss
+from pilltrack.pipeline.losses import (
+    WithProxies,
+    appearance_pairs,
+    distillation_loss,
+    metric_loss,
+    proxy_loss,
+)
 from pilltrack.pipeline.models import unit
 
 
@@ -27,6 +33,30 @@ def test_metric_loss_prefers_equal_appearances_together(name: str) -> None:
     mixed = together[[0, 2, 1, 3]]
     loss = metric_loss(name)
     assert loss(together, pills, appearances) < loss(mixed, pills, appearances)
+
+
+def test_proxy_loss_leaves_the_other_side_of_a_pill_out() -> None:
+    of_proxies = torch.tensor([0, 0, 1])  # pill 0: front and back
+    cosines = torch.tensor([[0.5, 0.9, 0.4]])
+    front = proxy_loss(cosines, of_proxies, torch.tensor([0]), torch.tensor([0]))
+    # Against pill 1 alone: ln(1 + exp((0.4 - 0.5) / 0.05)).
+    assert front.item() == pytest.approx(math.log1p(math.exp(-2.0)), rel=1e-4)
+    single = proxy_loss(cosines, of_proxies, torch.tensor([1]), torch.tensor([2]))
+    expected = math.log(1 + math.exp(2.0) + math.exp(10.0))
+    assert single.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_proxies_keep_the_direction_they_begin_with_and_learn() -> None:
+    start = torch.tensor([[2.0, 0.0], [0.0, 0.3]])
+    learner = WithProxies(torch.nn.Linear(2, 2, bias=False), start, torch.tensor([0, 1]))
+    embeddings, cosines = learner(torch.tensor([[1.0, 2.0]]))
+    assert embeddings.norm().item() == pytest.approx(1.0)
+    torch.testing.assert_close(cosines, embeddings)  # the proxies are the axes
+    labels = torch.tensor([0])
+    proxy_loss(cosines, learner.pills, labels, labels).backward()  # type: ignore[no-untyped-call]
+    assert learner.proxies.grad is not None
+    assert learner.proxies.grad.abs().sum() > 0
+    assert "pills" not in learner.state_dict()
 
 
 def test_a_student_equal_to_its_teacher_has_no_loss() -> None:

@@ -2,8 +2,8 @@
 
 Teacher and student look at the same capture, each at its own input size, so the student copies
 what the teacher makes of this very picture. Both loss terms compare with the teacher's
-embeddings directly: the student lands in the teacher's space and shares its galleries. A teacher
-that cannot tell validation pills apart is refused before hours are spent on copying it.
+embeddings directly: the student lands in the teacher's space and shares its galleries. A student
+may also be the teacher's twin, and learn only to live with int8. A teacher that cannot tell validation pills apart is refused before hours are spent on copying it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pilltrack.core.errors import GateFailed
+from pilltrack.core.errors import GateFailed, StageFailed
 from pilltrack.core.image import read_image
 from pilltrack.core.metrics import best_per_pill, recall_at_k
 from pilltrack.pipeline.data import Batch, Captures, appearance_of, captured
@@ -40,6 +40,7 @@ from pilltrack.pipeline.models import (
     weights_file,
 )
 from pilltrack.pipeline.params import Params
+from pilltrack.pipeline.rounding import add_int8_rounding, settle_int8_rounding
 from pilltrack.pipeline.table import load_images
 from pilltrack.pipeline.torch_embedder import TorchEmbedder
 
@@ -72,8 +73,10 @@ def distill(params: Params, artifacts: Path, process: Process) -> None:
         options=settings.backbone_options,
         pixels=settings.pixels,
     )
-    log.info("student %s: %s", settings.backbone, load_starting_weights(net, settings.weights))
+    log.info("student %s: %s", settings.backbone, _load_start(net, teacher, settings.weights))
     freeze(net, settings.frozen)
+    if settings.int8_rounding:
+        add_int8_rounding(net)
 
     def loss_of_batch(net: torch.nn.Module, batch: Batch) -> torch.Tensor:
         (for_teacher, for_student), _, _ = batch
@@ -87,7 +90,8 @@ def distill(params: Params, artifacts: Path, process: Process) -> None:
         )
 
     inputs = [prepared / "audit.json", prepared / "images.csv", teacher_file]
-    inputs += weights_file(settings.weights)
+    if settings.weights != "teacher":
+        inputs += weights_file(settings.weights)
     checkpoint = artifacts / ".checkpoints" / "distill.pt"
     history = fit(
         net,
@@ -99,11 +103,27 @@ def distill(params: Params, artifacts: Path, process: Process) -> None:
         identity=identity_of([settings, params.capture], inputs),
         title="distill",
     )
+    settle_int8_rounding(net)
     if process.leads:
         file = artifacts / "distill" / "student.safetensors"
         save_network(net, file, input_size_px=settings.input_size_px)
         write_history(history, file.with_name("history.csv"))
         checkpoint.unlink(missing_ok=True)
+
+
+def _load_start(net: EmbeddingNet, teacher: EmbeddingNet, weights: str) -> str:
+    if weights != "teacher":
+        return load_starting_weights(net, weights)
+    if net.description != teacher.description:
+        raise StageFailed(
+            "distill.weights: teacher",
+            found=f"a student {net.description} for a teacher {teacher.description}",
+            expected="the same network",
+            remedy="Give distill the backbone, backbone_options and pixels of train in "
+            "params.yaml, or other weights.",
+        )
+    net.load_state_dict(teacher.state_dict())
+    return "started from the teacher"
 
 
 def _require_able(net: EmbeddingNet, size_px: int, params: Params, prepared: Path) -> None:

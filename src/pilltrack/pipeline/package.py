@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import subprocess
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def main(params: Params, artifacts: Path) -> None:
     with Gallery.load(gallery_file) as gallery:
         require_prescribed(gallery, rows, params.enroll.references_per_side)
         enrolled = gallery.pills()
+        space, dim = gallery.space, gallery.dim
     known = load_pills(artifacts / "prepare")
     try:
         pills = {pill: asdict(known[pill]) for pill in enrolled}
@@ -41,20 +43,25 @@ def main(params: Params, artifacts: Path) -> None:
             remedy="Run `dvc repro`.",
         ) from error
     _require_settings(calibration, params.evaluate, len(enrolled))
-    write_bundle(
-        artifacts / "package" / "bundle",
-        name=params.package.name,
-        model=model,
-        gallery=gallery_file,
-        calibration=calibration,
-        pills={
-            pill: {key: value for key, value in row.items() if value and key != "pill"}
-            for pill, row in pills.items()
-        },
-        git_commit=git_commit(),
-        data_digest=archive_digest(artifacts / "prepare"),
-        params_digest=params.digest(),
-    )
+    with tempfile.TemporaryDirectory() as directory:
+        if params.package.gallery == "empty":  # the calibration stays that of the full one
+            gallery_file, pills = Path(directory) / "gallery.safetensors", {}
+            with Gallery.create(space, dim) as empty:
+                empty.save(gallery_file)
+        write_bundle(
+            artifacts / "package" / "bundle",
+            name=params.package.name,
+            model=model,
+            gallery=gallery_file,
+            calibration=calibration,
+            pills={
+                pill: {key: value for key, value in row.items() if value and key != "pill"}
+                for pill, row in pills.items()
+            },
+            git_commit=git_commit(),
+            data_digest=archive_digest(artifacts / "prepare"),
+            params_digest=params.digest(),
+        )
     log.info("bundle written to %s", artifacts / "package" / "bundle")
 
 

@@ -94,8 +94,9 @@ class TrainParams(_FitParams):
 
 
 class DistillParams(_FitParams):
-    """The student; its embedding dimension is the teacher's."""
+    """The student; its embedding dimension is the teacher's. `weights` may also be `teacher`."""
 
+    int8_rounding: bool  # train with the rounding of the exported file
     temperature: Positive  # of the similarity distributions
     alpha: Share  # weight of the embedding loss; 1 - alpha goes to the similarity loss
     min_teacher_recall_at_1: Share  # on validation pills; a worse teacher is refused
@@ -137,6 +138,7 @@ class PackageParams(_Section):
     """The bundle."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    gallery: Literal["enrolled", "empty"]  # empty: the device's user enrols all pills
 
 
 class Params(_Section):
