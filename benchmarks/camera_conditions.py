@@ -53,43 +53,58 @@ def main() -> None:
     rows = load_images(arguments.prepared)
     capture = load_params(arguments.params).capture
     found = {
-        str(model): under_all_cameras(_open(model), rows, arguments, capture)
+        str(model): under_all_cameras(
+            _open(model), rows, arguments.prepared, arguments.split, capture
+        )
         for model in arguments.models
     }
     print(json.dumps(found, indent=1) if arguments.json else as_table(found))
 
 
 def under_all_cameras(
-    embedder: Embedder, rows: list[ImageRow], arguments: argparse.Namespace, capture: CaptureParams
+    embedder: Embedder, rows: list[ImageRow], prepared: Path, split: str, capture: CaptureParams
 ) -> dict[str, dict[str, float]]:
     """FIGURES for each camera, and their mean."""
-    enrolled = [row for row in rows if row.role != "stranger"]
-    references = embedder_on_photos(embedder, enrolled, arguments.prepared)
-    pills = [row.pill for row in enrolled]
-    shots = [
-        Shot(row, seed)
-        for seed, row in enumerate(rows)
-        if row.split == arguments.split and cohort_of(row) in ("new", "strangers")
-    ]
-    found: dict[str, dict[str, float]] = {}
-    for name, changes in CAMERAS.items():
-        camera = capture.model_copy(update=changes)
-        (embeddings,) = embed_shots([embedder], shots, arguments.prepared, camera, name)
-        mated = [n for n, shot in enumerate(shots) if shot.row.role != "stranger"]
-        odd = [n for n, shot in enumerate(shots) if shot.row.role == "stranger"]
-        shown = [shots[n].row.pill for n in mated]
-        outcomes = search(references, pills, single_views(embeddings[mated], shown))
-        strangers = search(
-            references, pills, single_views(embeddings[odd], [shots[n].row.pill for n in odd])
-        )
-        pairs = two_sided(embeddings[mated], shown, [shots[n].row.side for n in mated])
-        both = None if pairs is None else search(references, pills, pairs)
-        found[name] = _figures(outcomes, strangers, both)
+    found = {
+        name: under_camera(embedder, rows, prepared, split, capture, changes)
+        for name, changes in CAMERAS.items()
+    }
     found["mean"] = {
         figure: float(np.mean([of_camera[figure] for of_camera in found.values()]))
         for figure in FIGURES
     }
     return found
+
+
+def under_camera(
+    embedder: Embedder,
+    rows: list[ImageRow],
+    prepared: Path,
+    split: str,
+    capture: CaptureParams,
+    changes: dict[str, Any],
+) -> dict[str, float]:
+    """FIGURES for captures by one camera."""
+    enrolled = [row for row in rows if row.role != "stranger"]
+    references = embedder_on_photos(embedder, enrolled, prepared)
+    pills = [row.pill for row in enrolled]
+    shots = [
+        Shot(row, seed)
+        for seed, row in enumerate(rows)
+        if row.split == split and cohort_of(row) in ("new", "strangers")
+    ]
+    camera = capture.model_copy(update=changes)
+    (embeddings,) = embed_shots([embedder], shots, prepared, camera, "captures")
+    mated = [n for n, shot in enumerate(shots) if shot.row.role != "stranger"]
+    odd = [n for n, shot in enumerate(shots) if shot.row.role == "stranger"]
+    shown = [shots[n].row.pill for n in mated]
+    outcomes = search(references, pills, single_views(embeddings[mated], shown))
+    strangers = search(
+        references, pills, single_views(embeddings[odd], [shots[n].row.pill for n in odd])
+    )
+    pairs = two_sided(embeddings[mated], shown, [shots[n].row.side for n in mated])
+    both = None if pairs is None else search(references, pills, pairs)
+    return _figures(outcomes, strangers, both)
 
 
 def embedder_on_photos(embedder: Embedder, rows: list[ImageRow], prepared: Path) -> Any:

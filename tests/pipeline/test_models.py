@@ -67,6 +67,28 @@ def test_imagenet_weights_without_a_connection_stop_the_run(
         load_starting_weights(_net(), "imagenet")
 
 
+@pytest.mark.parametrize("dim", [16, 24])
+def test_a_trained_network_gives_its_backbone_and_a_head_of_the_same_size(
+    tmp_path: Path, dim: int
+) -> None:
+    source = _net(1)
+    save_network(source, tmp_path / "net.safetensors", input_size_px=64)
+    torch.manual_seed(2)
+    net = EmbeddingNet("mobilenetv4_conv_small", dim, options={}, pixels="imagenet")
+    load_starting_weights(net, str(tmp_path / "net.safetensors"))
+    assert torch.equal(net.backbone.conv_stem.weight, source.backbone.conv_stem.weight)
+    if dim == 16:
+        assert torch.equal(net.head.weight, source.head.weight)
+        assert torch.equal(net.head.bias, source.head.bias)
+
+
+def test_a_network_trained_with_other_pixels_stops_the_run(tmp_path: Path) -> None:
+    save_network(_net(), tmp_path / "net.safetensors", input_size_px=64)
+    other = EmbeddingNet("mobilenetv4_conv_small", 16, options={}, pixels="minus_one_to_one")
+    with pytest.raises(StageFailed, match="a network with pixels imagenet"):
+        load_starting_weights(other, str(tmp_path / "net.safetensors"))
+
+
 def test_backbone_weights_are_loaded_from_a_file_and_a_classifier_is_left_out(
     tmp_path: Path,
 ) -> None:

@@ -18,10 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
+import pilltrack
 from pilltrack.core.errors import StageFailed
 from pilltrack.core.files import write_atomically
 from pilltrack.pipeline.torchvision_import import ensure_torchvision
 
+STARTER = Path(pilltrack.__file__).parent / "starter" / "student.safetensors"
 PIXEL_STATISTICS = {
     "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
     "minus_one_to_one": ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
@@ -95,25 +97,33 @@ def unit(embeddings: torch.Tensor) -> torch.Tensor:
 
 
 def load_starting_weights(net: EmbeddingNet, weights: str) -> str:
-    """Fill the backbone from `weights`; return a sentence for the log.
+    """Fill the network from `weights`; return a sentence for the log.
 
-    `imagenet` is timm's download, `none` keeps the seeded random start, anything else is the
-    path of a safetensors file of backbone weights. A classifier in the file is left out;
-    any other missing or unexpected tensor stops the run.
+    `imagenet` is timm's download, `none` keeps the seeded random start, `starter` is the network
+    that ships with PillTrack, anything else is the path of a safetensors file: a network of train
+    or distill, or the weights of a backbone. A classifier is left out, and so is a head for
+    embeddings of another length; any other missing or unexpected tensor stops the run.
     """
     if weights == "none":
         return "random start"
     if weights == "imagenet":
         return _load_from_hub(net)
-    path = Path(weights)
+    (path,) = weights_file(weights)
     if not path.is_file():
         raise StageFailed(
             f"weights {path}",
             found="no such file",
-            expected="imagenet, none, or the path of a .safetensors file",
+            expected="imagenet, none, starter, or the path of a .safetensors file",
             remedy="Correct `weights` in params.yaml; paths are relative to the repository.",
         )
-    tensors, _ = read_tensors(path)
+    tensors, metadata = read_tensors(path)
+    head = {}
+    if "pilltrack" in metadata:
+        _require_same_input(net, json.loads(metadata["pilltrack"]), path)
+        head = {k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")}
+        tensors = {
+            k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")
+        }
     classifier = str(net.backbone.pretrained_cfg.get("classifier") or "classifier")
     tensors = {k: v for k, v in tensors.items() if not k.startswith(f"{classifier}.")}
     own = net.backbone.state_dict()
@@ -130,6 +140,8 @@ def load_starting_weights(net: EmbeddingNet, weights: str) -> str:
             remedy="Choose the backbone that the weights were trained for.",
         )
     net.backbone.load_state_dict(tensors, strict=False)
+    if head and head["weight"].shape == net.head.weight.shape:
+        net.head.load_state_dict(head)
     return f"started from {path}"
 
 
@@ -153,6 +165,8 @@ def freeze(net: EmbeddingNet, modules: Sequence[str]) -> None:
 
 def weights_file(weights: str) -> list[Path]:
     """The file that `weights` names, as a list: empty for `imagenet` and `none`."""
+    if weights == "starter":
+        return [STARTER]
     return [] if weights in ("imagenet", "none") else [Path(weights)]
 
 
@@ -198,6 +212,18 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             expected="a whole .safetensors file",
             remedy="Get the file again, or run the stage that writes it.",
         ) from error
+
+
+def _require_same_input(net: EmbeddingNet, trained: dict[str, Any], path: Path) -> None:
+    for setting in ("backbone", "options", "pixels"):
+        if trained.get(setting) != net.description[setting]:
+            raise StageFailed(
+                f"weights {path}",
+                found=f"a network with {setting} {trained.get(setting)}",
+                expected=f"{setting} {net.description[setting]}, as params.yaml says",
+                remedy="Give this section of params.yaml the settings of the weights, or choose "
+                "other weights.",
+            )
 
 
 def _load_from_hub(net: EmbeddingNet) -> str:

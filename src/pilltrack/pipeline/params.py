@@ -69,7 +69,7 @@ class _FitParams(_Section):
     seed: Seed
     backbone: str  # a timm model name
     backbone_options: dict[str, Any]  # handed to timm.create_model
-    weights: str  # imagenet | none | path to a .safetensors file
+    weights: str  # imagenet | none | starter | path to a .safetensors file
     frozen: list[str]  # modules of the backbone that keep their starting weights
     pixels: Literal["imagenet", "minus_one_to_one"]  # normalisation the weights were trained with
     input_size_px: Annotated[int, Field(ge=32, le=512)]
