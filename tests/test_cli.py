@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from pilltrack.cli import STAGES, main
+from pilltrack.core import identify
+from pilltrack.core.bundle import write_bundle
+from pilltrack.core.embedder import open_embedder
+from pilltrack.core.gallery import Gallery
 from pilltrack.core.image import read_image
-from tests.tiny_bundle import tiny_bundle
+from pilltrack.core.local import LocalReferences
+from tests.tiny_bundle import MODEL, tiny_bundle, tiny_calibration
 
 COMMANDS = [
     *STAGES, "identify", "evaluate-folder", "evaluate-epillid", "report", "compare", "bench",
-    "synth", "crop-boxes", "summary",
+    "synth", "crop-boxes", "summary", "gallery", "gallery add", "gallery list", "gallery remove",
 ]  # fmt: skip
 
 
@@ -33,17 +40,50 @@ def bundle(tmp_path: Path, red: Path) -> Path:
     return tiny_bundle(tmp_path, "red-pill", read_image(red))
 
 
+@pytest.fixture
+def starter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle without references as the starter bundle, and a home where nothing is enrolled."""
+    embedder = open_embedder(MODEL)
+    with Gallery.create(embedder.space, embedder.dim) as gallery:
+        gallery.save(tmp_path / "empty.safetensors")
+    write_bundle(
+        tmp_path / "starter",
+        name="starter",
+        model=MODEL,
+        gallery=tmp_path / "empty.safetensors",
+        calibration=tiny_calibration(embedder.space),
+        pills={},
+        git_commit="c",
+        data_digest="d",
+        params_digest="p",
+    )
+    monkeypatch.setattr(identify, "STARTER_BUNDLE", tmp_path / "starter")
+    monkeypatch.setenv("PILLTRACK_HOME", str(tmp_path / "home"))
+    return tmp_path / "starter"
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself_with_an_example(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        main([command, "--help"])
+        main([*command.split(), "--help"])
     assert ended.value.code == 0
     assert f"examples:\n  pilltrack {command}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [[], ["identfy"], ["identify"], ["synth", "--pills", "0"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["identfy"],
+        ["identify"],
+        ["synth", "--pills", "0"],
+        ["gallery"],
+        ["gallery", "add", "x"],
+        ["gallery", "add", "x", "x.jpg", "--side", "top"],
+    ],
+)
 def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
@@ -93,6 +133,166 @@ def test_a_missing_params_file_names_the_remedy(
     assert "Run from the root of the repository" in capsys.readouterr().err
 
 
+def test_three_photos_of_a_pill_are_enrolled_and_it_is_named(
+    starter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["gallery", "add", "my pill", *photos(tmp_path, 3)]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "my pill: 3 references (3 new)\n"
+    assert printed.err == ""
+    assert main(["identify", "--json", str(tmp_path / "1.png")]) == 0
+    printed = capsys.readouterr()
+    [pill] = json.loads(printed.out)["pills"]
+    assert (pill["decision"], pill["pill"]) == ("known", "my pill")
+    assert pill["score"] == pytest.approx(1.0)
+    assert printed.err == ""
+
+
+def test_added_photos_are_embedded_at_once(starter: Path, tmp_path: Path) -> None:
+    class NeverCalled:
+        space, dim, input_size_px = open_embedder(MODEL).space, open_embedder(MODEL).dim, 1
+
+        def embed(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+            raise AssertionError
+
+    assert main(["gallery", "add", "my pill", *photos(tmp_path, 3)]) == 0
+    with LocalReferences(tmp_path / "home") as local:
+        references, _ = local.embedded(NeverCalled())
+    assert [reference.image for reference in references] == ["1.png", "2.png", "3.png"]
+
+
+def test_few_photos_or_one_side_bring_advice_not_refusal(
+    starter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    front, *back = photos(tmp_path, 4)
+    assert main(["gallery", "add", "my pill", front, "--side", "front"]) == 0
+    advice = capsys.readouterr().err
+    assert "three or more photos" in advice
+    assert "only the front is enrolled" in advice
+    assert main(["gallery", "add", "my pill", *back, "--side", "back"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "my pill: 4 references (3 new)\n"
+    assert printed.err == ""
+
+
+def test_all_unreadable_photos_are_named_and_nothing_is_added(
+    starter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"x")
+    names = [str(tmp_path / name) for name in ("broken.jpg", "missing.jpg")]
+    assert main(["gallery", "add", "my pill", *photos(tmp_path, 1), *names]) == 1
+    printed = capsys.readouterr()
+    for name in names:
+        assert name in printed.err
+    assert "nothing was added" in printed.err
+    assert printed.out == ""
+    assert main(["gallery", "list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"home": str(tmp_path / "home"), "pills": []}
+
+
+def test_photo_of_another_pill_is_an_error_that_names_it(
+    starter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["gallery", "add", "my pill", *photos(tmp_path, 1)]) == 0
+    assert main(["gallery", "add", "your pill", *photos(tmp_path, 1)]) == 1
+    assert "1.png of the pill 'my pill'" in capsys.readouterr().err
+
+
+def test_enrolled_pills_are_listed_and_removed(
+    starter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, *others = photos(tmp_path, 3)
+    main(["gallery", "add", "ibuprofen-200", first])
+    main(["gallery", "add", "aspirin", *others])
+    capsys.readouterr()
+    assert main(["gallery", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines] == [["2", "aspirin"], ["1", "ibuprofen-200"]]
+    assert main(["gallery", "list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pills"] == [
+        {"pill": "aspirin", "references": 2},
+        {"pill": "ibuprofen-200", "references": 1},
+    ]
+    assert main(["gallery", "remove", "ibuprofen"]) == 1
+    assert "Similar names: ibuprofen-200." in capsys.readouterr().err
+    assert main(["gallery", "remove", "ibuprofen-200"]) == 0
+    assert capsys.readouterr().out == "ibuprofen-200: 1 reference removed\n"
+    assert main(["gallery", "remove", "ibuprofen-200"]) == 1
+    assert "pilltrack gallery list" in capsys.readouterr().err
+
+
+def test_list_and_remove_make_no_home(
+    starter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["gallery", "list"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "pilltrack gallery add NAME PHOTO..." in printed.err
+    assert main(["gallery", "remove", "x"]) == 1
+    assert not (tmp_path / "home").exists()
+
+
+def test_empty_gallery_is_said_once_with_the_remedy(
+    starter: Path, red: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["identify", str(red), str(red)]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.count("pilltrack gallery add NAME PHOTO...") == 1
+    assert printed.out.count("unnamed (unknown") == 2
+
+
+def test_bundle_of_ones_own_is_not_mixed_with_the_home_unless_that_is_named(
+    starter: Path, bundle: Path, red: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "home"
+    arguments = ["identify", "--json", f"--bundle={bundle}", str(red)]
+    assert main([*arguments, f"--home={home}"]) == 0
+    assert f"no pill is enrolled in {home}" in capsys.readouterr().err
+    assert main(["gallery", "add", "my pill", *photos(tmp_path, 3)]) == 0
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert candidates(capsys.readouterr().out) == ["red-pill"]
+    assert main([*arguments, f"--home={home}"]) == 0
+    assert candidates(capsys.readouterr().out) == ["red-pill", "my pill"]
+    assert main(["identify", "--json", f"--bundle={starter}", str(red)]) == 0
+    assert "name its --home" in capsys.readouterr().err
+
+
+def test_home_is_below_the_users_own_by_default(
+    starter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PILLTRACK_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    assert main(["gallery", "add", "my pill", *photos(tmp_path, 1)]) == 0
+    assert (tmp_path / "user" / ".pilltrack" / "references.sqlite").is_file()
+    assert main(["gallery", "add", "my pill", *photos(tmp_path, 1), f"--home={tmp_path}/x"]) == 0
+    assert (tmp_path / "x" / "references.sqlite").is_file()
+
+
+@pytest.mark.parametrize("command", [["identify"], ["gallery", "add", "x"], ["bench"]])
+def test_missing_starter_bundle_is_named_with_the_remedy(
+    command: list[str],
+    red: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(identify, "STARTER_BUNDLE", tmp_path / "none")
+    monkeypatch.setenv("PILLTRACK_HOME", str(tmp_path / "home"))
+    assert main([*command, *([] if command == ["bench"] else [str(red)])]) == 1
+    printed = capsys.readouterr().err
+    assert str(tmp_path / "none") in printed
+    assert "--bundle DIR" in printed
+    assert not (tmp_path / "home").exists()
+
+
+def test_bench_measures_the_starter_bundle_by_default(
+    starter: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "--json", "--runs=3", "--references=5"]) == 0
+    assert json.loads(capsys.readouterr().out)["bundle"] == "starter"
+
+
 def test_evaluate_folder_refuses_a_stranger_that_is_enrolled(
     bundle: Path, red: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,3 +320,17 @@ def test_evaluate_folder_prints_recall_and_counts(
     assert main(["evaluate-folder", f"--bundle={bundle}", *arguments]) == 0
     lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
     assert ["recall_at_1", "100.0 % (too few pills for an interval)"] in lines
+
+
+def photos(directory: Path, n_photos: int) -> list[str]:
+    """Write photos of noise, 1.png and so on, and name them."""
+    paths = [directory / f"{i}.png" for i in range(1, n_photos + 1)]
+    for i, path in enumerate(paths):
+        noise = np.random.default_rng(i).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
+    return [str(path) for path in paths]
+
+
+def candidates(answer: str) -> list[str]:
+    [pill] = json.loads(answer)["pills"]
+    return [candidate["pill"] for candidate in pill["candidates"]]

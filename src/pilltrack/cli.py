@@ -10,13 +10,20 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pilltrack import __version__
-from pilltrack.core.errors import GateFailed, InputRejected, PillTrackError, StageFailed
+from pilltrack.core.errors import (
+    BundleRejected,
+    GateFailed,
+    InputRejected,
+    PillTrackError,
+    StageFailed,
+)
 
 STAGES = {
     "prepare": "check the photos of the zip and split them by pill",
@@ -74,6 +81,10 @@ def _complain(error: PillTrackError) -> int:
     return error.exit_code
 
 
+def _say(text: str) -> None:
+    sys.stderr.write(f"pilltrack: {text}\n")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pilltrack",
@@ -97,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
             )
         command.set_defaults(run=_run_stage, stage=stage)
     _add_identify(commands)
+    _add_gallery(commands)
     _add_evaluate_folder(commands)
     _add_evaluate_epillid(commands)
     _add_report(commands)
@@ -146,11 +158,18 @@ def _add_identify(commands: Any) -> None:
         commands,
         "identify",
         "name the pills in photos",
-        "pilltrack identify tray.jpg --bundle artifacts/package/bundle\n"
+        "pilltrack identify photo.jpg\n"
+        "pilltrack identify --json photos/*.jpg --home /var/lib/pilltrack\n"
         "pilltrack identify --crop --json crops/*.png --bundle artifacts/package/bundle",
     )
+    command.description = (
+        "Name the pills in photos.\n\n"
+        "Without --bundle, by the starter bundle and what `pilltrack gallery add` has enrolled in\n"
+        "the home. With --bundle by what that bundle holds; add --home to search the home as well."
+    )
     command.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    command.add_argument("--bundle", type=Path, required=True, metavar="DIR")
+    _add_bundle(command)
+    _add_home(command)
     command.add_argument("--json", action="store_true", help="one JSON object per image")
     command.add_argument(
         "--crop", action="store_true", help="each image is one pill: do not locate"
@@ -161,21 +180,179 @@ def _add_identify(commands: Any) -> None:
 def _identify(arguments: argparse.Namespace) -> int:
     from pilltrack.core.identify import open_identifier, sentence, to_json
     from pilltrack.core.image import read_image
+    from pilltrack.core.local import is_store
 
+    # A run with a bundle of its own must not depend on what else this device has learnt.
+    local = _home(arguments) if arguments.home or not arguments.bundle else None
     code = 0
-    with open_identifier(arguments.bundle) as identifier:
+    with open_identifier(_bundle(arguments), local=local) as identifier:
+        if not len(identifier.gallery):
+            _say("no pill is enrolled, so every photo is unknown; " + _how_to_enrol(local))
+        elif arguments.home and not is_store(_home(arguments)):
+            _say(f"no pill is enrolled in {local}; " + _how_to_enrol(local))
         for image in arguments.images:
             try:
                 pills = identifier.identify(read_image(image))
             except InputRejected as error:  # the other images are still wanted
-                sys.stderr.write(f"pilltrack: error: {error}\n")
-                code = error.exit_code
+                code = _complain(error)
                 continue
             if arguments.json:
                 print(json.dumps(to_json(str(image), pills), ensure_ascii=False))
             for pill in [] if arguments.json else pills:
                 print(f"{image}: {sentence(pill.decision)}")
     return code
+
+
+def _add_gallery(commands: Any) -> None:
+    gallery = _command(
+        commands,
+        "gallery",
+        "teach this device pills from photos, list and forget them",
+        "pilltrack gallery add ibuprofen-200 1.jpg 2.jpg 3.jpg\n"
+        "pilltrack gallery list\n"
+        "pilltrack gallery remove ibuprofen-200",
+    )
+    actions = gallery.add_subparsers(title="actions", metavar="ACTION", required=True)
+    add = _command(
+        actions,
+        "add",
+        "enrol photos of a pill, each showing it alone: all of them or none",
+        "pilltrack gallery add ibuprofen-200 1.jpg 2.jpg 3.jpg\n"
+        "pilltrack gallery add ibuprofen-200 back/*.jpg --side back",
+    )
+    add.add_argument("name", metavar="NAME", help="of the pill, as identify shall say it")
+    add.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    add.add_argument("--side", choices=("front", "back"), default="", help="shown by these photos")
+    _add_bundle(add)
+    add.set_defaults(run=_gallery_add)
+    listing = _command(
+        actions,
+        "list",
+        "the pills enrolled on this device and how many references each has",
+        "pilltrack gallery list\npilltrack gallery list --json",
+    )
+    listing.add_argument("--json", action="store_true", help="print one JSON object")
+    listing.set_defaults(run=_gallery_list)
+    remove = _command(
+        actions,
+        "remove",
+        "forget a pill and delete its photos",
+        "pilltrack gallery remove ibuprofen-200",
+    )
+    remove.add_argument("name", metavar="NAME")
+    remove.set_defaults(run=_gallery_remove)
+    for action in (add, listing, remove):
+        _add_home(action)
+
+
+def _gallery_add(arguments: argparse.Namespace) -> int:
+    from pilltrack.core.identify import open_identifier
+    from pilltrack.core.image import read_image
+    from pilltrack.core.local import LocalReferences
+
+    photos, code = [], 0
+    for image in arguments.images:
+        try:
+            photos.append((image.name, read_image(image)))
+        except InputRejected as error:  # the other bad files shall be named too
+            code = _complain(error)
+    if code:
+        _say("nothing was added")
+        return code
+    with (
+        open_identifier(_bundle(arguments)) as identifier,
+        LocalReferences(_home(arguments)) as local,
+    ):
+        n_new = local.add(arguments.name, photos, arguments.side)
+        references, _ = local.embedded(identifier.embedder)  # so that the next identify is fast
+    sides = [reference.side for reference in references if reference.pill == arguments.name]
+    print(f"{arguments.name}: {_references(len(sides))} ({n_new} new)")
+    if len(sides) < 3:
+        _say("three or more photos, turned and lit differently, are recognised more surely")
+    if set(sides) in ({"front"}, {"back"}):
+        _say(f"only the {sides[0]} is enrolled: its other side may not be recognised")
+    return 0
+
+
+def _gallery_list(arguments: argparse.Namespace) -> int:
+    from pilltrack.core.local import LocalReferences, is_store
+
+    home, pills = _home(arguments), {}
+    if is_store(home):
+        with LocalReferences(home) as local:
+            pills = local.pills()
+    if arguments.json:
+        rows = [{"pill": pill, "references": count} for pill, count in pills.items()]
+        print(json.dumps({"home": str(home), "pills": rows}, ensure_ascii=False))
+        return 0
+    for pill, count in pills.items():
+        print(f"{count:6}  {pill}")
+    if not pills:
+        _say(f"no pill is enrolled in {home}; " + _how_to_enrol(home))
+    return 0
+
+
+def _gallery_remove(arguments: argparse.Namespace) -> int:
+    from difflib import get_close_matches
+
+    from pilltrack.core.local import LocalReferences, is_store
+
+    home, n_removed, names = _home(arguments), 0, []
+    if is_store(home):
+        with LocalReferences(home) as local:
+            n_removed = local.remove(arguments.name)
+            names = list(local.pills())
+    if n_removed:
+        print(f"{arguments.name}: {_references(n_removed)} removed")
+        return 0
+    similar = get_close_matches(arguments.name, names)
+    remedy = f"Similar names: {', '.join(similar)}." if similar else "See `pilltrack gallery list`."
+    raise InputRejected(
+        arguments.name, found="not enrolled", expected=f"a pill enrolled in {home}", remedy=remedy
+    )
+
+
+def _add_bundle(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--bundle", type=Path, metavar="DIR", help="default: the starter bundle of this install"
+    )
+
+
+def _bundle(arguments: argparse.Namespace) -> Path:
+    from pilltrack.core.identify import STARTER_BUNDLE
+
+    if arguments.bundle is None and not STARTER_BUNDLE.is_dir():
+        raise BundleRejected(
+            str(STARTER_BUNDLE),
+            found="missing",
+            expected="the starter bundle of this install",
+            remedy="Name a bundle with --bundle DIR.",
+        )
+    bundle: Path = arguments.bundle or STARTER_BUNDLE
+    return bundle
+
+
+def _add_home(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--home",
+        type=Path,
+        metavar="DIR",
+        help="where this device keeps what it learns; default: $PILLTRACK_HOME, else ~/.pilltrack",
+    )
+
+
+def _home(arguments: argparse.Namespace) -> Path:
+    home: Path = arguments.home or Path(os.environ.get("PILLTRACK_HOME") or "~/.pilltrack")
+    return home.expanduser()
+
+
+def _references(count: int) -> str:
+    return "1 reference" if count == 1 else f"{count} references"
+
+
+def _how_to_enrol(home: Path | None) -> str:
+    enrol = "enrol one with `pilltrack gallery add NAME PHOTO...`"
+    return enrol if home else f"{enrol} and name its --home"
 
 
 def _add_evaluate_folder(commands: Any) -> None:
@@ -343,12 +520,12 @@ def _add_bench(commands: Any) -> None:
         commands,
         "bench",
         "how fast and how large a bundle is on this machine",
-        "pilltrack bench --bundle artifacts/package/bundle\n"
+        "pilltrack bench\n"
         "pilltrack bench --bundle artifacts/package/bundle --check --out bench.json\n"
         "pilltrack bench --bundle artifacts/package/bundle \\\n"
         "    --against build/mobilenetv2_224.tflite",
     )
-    command.add_argument("--bundle", type=Path, required=True, metavar="DIR")
+    _add_bundle(command)
     command.add_argument(
         "--against", type=Path, metavar="FILE.tflite", help="another model, measured in turns"
     )
@@ -374,7 +551,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     from pilltrack.core.files import write_atomically
 
     report = bench(
-        arguments.bundle,
+        _bundle(arguments),
         against=arguments.against,
         runs=arguments.runs,
         references=arguments.references,

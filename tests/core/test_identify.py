@@ -10,9 +10,10 @@ from pilltrack.core import bundle as bundle_module
 from pilltrack.core.bundle import write_bundle
 from pilltrack.core.decide import Decision
 from pilltrack.core.embedder import open_embedder
-from pilltrack.core.errors import BundleRejected, SpaceMismatch
+from pilltrack.core.errors import BundleRejected, SpaceMismatch, StageFailed
 from pilltrack.core.gallery import Candidate, Gallery, Reference
 from pilltrack.core.identify import IdentifiedPill, identify, open_identifier, to_json
+from pilltrack.core.local import LocalReferences
 from tests.calibrations import calibration
 
 INT8 = Path(__file__).parents[1] / "golden" / "tiny_int8.tflite"
@@ -93,6 +94,58 @@ def test_opened_bundle_knows_the_enrolled_photos_and_learns_a_new_pill(bundle: P
         assert identifier.identify(checked)[0].decision.pill == "checked"
     with open_identifier(bundle) as identifier:  # the bundle itself has not changed
         assert identifier.gallery.pills() == ["black", "noise", "white"]
+
+
+def test_what_is_enrolled_on_the_device_is_searched_with_the_bundle(
+    bundle: Path, tmp_path: Path
+) -> None:
+    checked = np.zeros((50, 50, 3), dtype=np.uint8)
+    checked[::2] = 255
+    with LocalReferences(tmp_path / "home") as local:
+        local.add("checked", [("c.png", checked)])
+        local.add("black", [("w.png", checked[:, ::-1] // 2)])  # one more of a pill of the bundle
+    with open_identifier(bundle, local=tmp_path / "home") as identifier:
+        assert identifier.gallery.pills() == ["black", "checked", "noise", "white"]
+        assert len(identifier.gallery) == 5
+        for photo, pill in ((checked, "checked"), (photos()["white"], "white")):
+            [found] = identifier.identify(photo)
+            assert (found.decision.kind, found.decision.pill) == ("known", pill)
+            assert found.decision.score == pytest.approx(1, abs=1e-5)
+            assert len(found.decision.candidates) == 4  # each pill once
+        for photo in (photos()["black"], checked[:, ::-1] // 2):
+            best = identifier.identify(photo)[0].decision.candidates[0]
+            assert best.pill == "black"
+            assert best.score == pytest.approx(1, abs=1e-5)
+    with open_identifier(bundle) as identifier:
+        assert identifier.gallery.pills() == ["black", "noise", "white"]
+
+
+def test_pills_of_bundle_and_device_that_tie_come_in_order_of_name(
+    bundle: Path, tmp_path: Path
+) -> None:
+    with LocalReferences(tmp_path / "home") as local:
+        for pill, size_px in (("zinc", 20), ("aspirin", 40)):  # all white, as the bundle's "white"
+            local.add(pill, [("p.png", np.full((size_px, size_px, 3), 255, dtype=np.uint8))])
+    with open_identifier(bundle, local=tmp_path / "home") as identifier:
+        [found] = identifier.identify(photos()["white"])
+    names = [candidate.pill for candidate in found.decision.candidates[:3]]
+    assert names == ["aspirin", "white", "zinc"]
+    assert len({candidate.score for candidate in found.decision.candidates[:3]}) == 1
+    assert found.decision.kind == "ambiguous"
+
+
+def test_home_where_nothing_was_enrolled_adds_nothing_and_is_not_made(
+    bundle: Path, tmp_path: Path
+) -> None:
+    with open_identifier(bundle, local=tmp_path / "home") as identifier:
+        assert len(identifier.gallery) == 3
+    assert not (tmp_path / "home").exists()
+
+
+def test_damaged_home_is_not_passed_over(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "references.sqlite").write_bytes(b"x" * 4096)
+    with pytest.raises(StageFailed, match=r"references\.sqlite"):
+        open_identifier(bundle, local=tmp_path)
 
 
 def test_frame_of_another_type_is_refused(bundle: Path) -> None:

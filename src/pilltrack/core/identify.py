@@ -3,7 +3,8 @@
     frame -> crops -> embeddings -> candidates -> decisions
 
 What we evaluate is what ships: the training machine calls `identify` on the exported model, the
-device calls it through an `Identifier` opened from a bundle.
+device calls it through an `Identifier` opened from a bundle. What was enrolled on the device joins
+the bundle's gallery in memory; the bundle itself never changes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ from pilltrack.core.decide import Calibration, Decision, decide
 from pilltrack.core.embedder import Embedder, open_embedder
 from pilltrack.core.errors import BundleRejected, SpaceMismatch
 from pilltrack.core.gallery import Candidate, Gallery  # noqa: F401 - Candidate: doctest
+from pilltrack.core.local import LocalReferences, is_store
+
+# Comes with the package; no pill is enrolled in it.
+STARTER_BUNDLE = Path(__file__).parents[1] / "starter" / "bundle"
 
 
 @dataclass(frozen=True)
@@ -60,24 +65,26 @@ def identify(
     ]
 
 
-def open_identifier(bundle_dir: Path, threads: int = 1) -> Identifier:
+def open_identifier(bundle_dir: Path, threads: int = 1, local: Path | None = None) -> Identifier:
     """Verify a bundle and open it; `threads` is what the model may use.
 
-    Raises BundleRejected or SpaceMismatch as `read_bundle`, `open_embedder` and `Gallery.load`.
+    `local` is a home of `core.local`: its references are searched like the bundle's own, and a
+    pill in both is one pill. A home in which nothing was ever enrolled adds nothing.
+
+    Raises BundleRejected or SpaceMismatch as `read_bundle`, `open_embedder` and `Gallery.load`,
+    StageFailed as `LocalReferences`.
     """
     manifest = read_bundle(bundle_dir)
     embedder = open_embedder(bundle_dir / manifest.model.file, threads)
     gallery = Gallery.load(bundle_dir / GALLERY_FILE)
-    sizes = (embedder.input_size_px, embedder.dim, gallery.dim)
-    card = manifest.model
-    if sizes != (card.input_size_px, card.embedding_dim, card.embedding_dim):
+    try:
+        _require_sizes(bundle_dir, manifest, embedder, gallery)
+        if local is not None and is_store(local):
+            with LocalReferences(local) as references:
+                gallery.enrol(*references.embedded(embedder))
+    except BaseException:
         gallery.close()
-        raise BundleRejected(
-            str(bundle_dir),
-            found=f"input size, embedding lengths of model and gallery {sizes}",
-            expected=f"those of the manifest, {card.input_size_px} and {card.embedding_dim}",
-            remedy="Build the bundle again.",
-        )
+        raise
     return Identifier(manifest, embedder, gallery)
 
 
@@ -159,3 +166,17 @@ def sentence(decision: Decision) -> str:
     """
     nearest = ", ".join(f"{c.pill} {c.score:.2f}" for c in decision.candidates[:3])
     return f"{decision.pill or 'unnamed'} ({decision.kind}; nearest: {nearest})"
+
+
+def _require_sizes(
+    bundle_dir: Path, manifest: Manifest, embedder: Embedder, gallery: Gallery
+) -> None:
+    sizes = (embedder.input_size_px, embedder.dim, gallery.dim)
+    card = manifest.model
+    if sizes != (card.input_size_px, card.embedding_dim, card.embedding_dim):
+        raise BundleRejected(
+            str(bundle_dir),
+            found=f"input size, embedding lengths of model and gallery {sizes}",
+            expected=f"those of the manifest, {card.input_size_px} and {card.embedding_dim}",
+            remedy="Build the bundle again.",
+        )

@@ -1,0 +1,389 @@
+"""What was enrolled on this device: references that outlive the bundle they were enrolled with.
+
+    home/                  mode 0700; every file in it 0600
+      references.sqlite    which photo shows which pill, and embeddings already computed
+      crops/<digest>.png   the photos, losslessly; named by SHA-256 of size and pixels
+
+The photos are kept because the next bundle has another embedding space, in which everything is
+embedded again; the stored embeddings only save time. A reference counts once its photo and then
+its row are on the disk, so that what `add` has returned for survives a kill or a power cut. A
+crash may leave a photo without a row; the next `remove` deletes it. Several processes may use one
+home; an open store belongs to one thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import sqlite3
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pilltrack.core.embedder import Embedder
+from pilltrack.core.errors import ImageRejected, InputRejected, StageFailed
+from pilltrack.core.gallery import MAX_NAME_LENGTH, UNIT_TOLERANCE, Reference
+from pilltrack.core.image import MAX_BYTES, decode_image, read_image
+
+DATABASE_FILE = "references.sqlite"
+CROPS_DIRECTORY = "crops"
+SIDES = ("", "front", "back")
+MAX_REFERENCES = 100_000  # all are loaded whenever a bundle is opened
+MAX_PILL_LENGTH = 200
+EMBED_BATCH = 8  # bounds memory: so many decoded photos at once
+BUSY_TIMEOUT_S = 30.0
+
+SCHEMA_VERSION = 1
+SCHEMA = (
+    """
+    CREATE TABLE reference (
+        id INTEGER PRIMARY KEY,
+        pill TEXT NOT NULL,
+        side TEXT NOT NULL,
+        image TEXT NOT NULL,
+        crop TEXT NOT NULL UNIQUE,
+        added_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%SZ', 'now'))
+    ) STRICT
+    """,
+    """
+    CREATE TABLE embedding (
+        crop TEXT NOT NULL REFERENCES reference (crop) ON DELETE CASCADE,
+        space TEXT NOT NULL,
+        embedding BLOB NOT NULL,
+        PRIMARY KEY (crop, space)
+    ) STRICT
+    """,  # the blob: float32, little-endian
+    "CREATE INDEX reference_pill ON reference (pill)",  # a name stands twice: damage shows
+    f"PRAGMA user_version = {SCHEMA_VERSION}",
+)
+
+
+class LocalReferences:
+    """The references in a home directory, which is made when it is not there yet.
+
+    Use it as a context manager, or call `close`. Every method raises StageFailed when the
+    database is damaged, or another process keeps it locked for `BUSY_TIMEOUT_S`.
+    """
+
+    def __init__(self, home: Path) -> None:
+        """Open the store.
+
+        Raises StageFailed also for a schema version other than `SCHEMA_VERSION`, and for photos
+        whose database is gone.
+        """
+        self._database = home / DATABASE_FILE
+        self._crops = home / CROPS_DIRECTORY
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._crops.mkdir(mode=0o700, exist_ok=True)
+        # SQLite would make it readable for all; its other files take over this one's mode.
+        os.close(os.open(self._database, os.O_RDWR | os.O_CREAT, 0o600))
+        self._connection = sqlite3.connect(
+            self._database, timeout=BUSY_TIMEOUT_S, isolation_level=None
+        )
+        try:
+            self._set_up()
+        except BaseException:
+            self.close()
+            raise
+
+    def add(
+        self, pill: str, photos: Sequence[tuple[str, NDArray[np.uint8]]], side: str = ""
+    ) -> int:
+        """Add photos (name, RGB (H, W, 3) uint8) of one pill, all or none; return how many are new.
+
+        A photo the pill already has is not added again: it takes the new `side`, if one is given,
+        and its file is written anew, which mends a lost one.
+
+        Raises InputRejected for a name or side that cannot be, a photo that belongs to another
+        pill, or too many references; ImageRejected for a photo outside the limits of
+        `core.image`; ValueError for another shape or dtype.
+        """
+        _check_name("name of the pill", pill, MAX_PILL_LENGTH)
+        if side not in SIDES:
+            raise _refused("side", repr(side), "front, back or nothing", "Name the side again.")
+        crops: dict[str, tuple[str, bytes]] = {}  # digest -> name of the photo, PNG
+        for image, photo in photos:
+            _check_name("name of the photo", image, MAX_NAME_LENGTH)
+            crops[_digest(photo)] = image, _as_png(image, photo)
+        with self._transaction():
+            n_before = self._count()
+            for crop, (image, _) in crops.items():
+                self._require_free(crop, image, pill)
+            for crop, (image, png) in crops.items():
+                _write_durably(self._crop_file(crop), png)
+                self._connection.execute(
+                    "INSERT INTO reference (pill, side, image, crop) VALUES (?, ?, ?, ?)"
+                    " ON CONFLICT (crop) DO UPDATE SET side = excluded.side"
+                    " WHERE excluded.side != ''",
+                    (pill, side, image, crop),
+                )
+            n_after = self._count()
+            if n_after > MAX_REFERENCES:
+                found = f"{n_after} references with the new ones"
+                expected, remedy = f"at most {MAX_REFERENCES}", "Remove pills, or build a bundle."
+                raise _refused(str(self._database), found, expected, remedy)
+            _sync_directory(self._crops)
+        return n_after - n_before
+
+    def pills(self) -> dict[str, int]:
+        """Map each pill to how many references it has, in order of name."""
+        return dict(self._rows("SELECT pill, count(*) FROM reference GROUP BY pill ORDER BY pill"))
+
+    def remove(self, pill: str) -> int:
+        """Remove a pill and its photos; return how many there were (0 if not enrolled).
+
+        Raises InputRejected for a name that no pill can have.
+        """
+        _check_name("name of the pill", pill, MAX_PILL_LENGTH)
+        with self._transaction():
+            cursor = self._connection.execute("DELETE FROM reference WHERE pill = ?", (pill,))
+        with self._transaction():  # files only now: a crash must not leave rows without photos
+            kept = {self._crop_file(crop) for (crop,) in self._rows("SELECT crop FROM reference")}
+            for file in set(self._photo_files()) - kept:
+                file.unlink()
+        return cursor.rowcount
+
+    def embedded(self, embedder: Embedder) -> tuple[list[Reference], NDArray[np.float32]]:
+        """Return all references in order of adding, and their embeddings (N, D) float32.
+
+        What has no embedding in this space yet is embedded now, and remembered.
+
+        Raises StageFailed for a photo whose file is missing or changed, or that the model turns
+        into zeros.
+        """
+        missing = self._rows(
+            "SELECT crop, pill, image FROM reference WHERE crop NOT IN"
+            " (SELECT crop FROM embedding WHERE space = ?) ORDER BY id",
+            (embedder.space,),
+        )
+        for start in range(0, len(missing), EMBED_BATCH):
+            self._embed(missing[start : start + EMBED_BATCH], embedder)
+        rows = self._rows(
+            "SELECT pill, side, image, embedding FROM reference JOIN embedding USING (crop)"
+            " WHERE space = ? ORDER BY id",
+            (embedder.space,),
+        )
+        blobs = [row[3] for row in rows]
+        if any(len(blob) != 4 * embedder.dim for blob in blobs):
+            raise _damaged(self._database, f"an embedding that is not {embedder.dim} float32")
+        embeddings = np.frombuffer(b"".join(blobs), dtype="<f4").reshape(-1, embedder.dim)
+        lengths = np.linalg.norm(embeddings.astype(np.float64), axis=1)
+        if not (np.abs(lengths - 1) <= UNIT_TOLERANCE).all():
+            raise _damaged(self._database, "an embedding that is not of unit length")
+        return [Reference(*row[:3]) for row in rows], embeddings.astype(np.float32)
+
+    def close(self) -> None:
+        """Release the database. Harmless when repeated."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _set_up(self) -> None:
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+            self._rows(f"PRAGMA {pragma}")
+        if self._version() == 0:
+            self._create()
+        if self._version() != SCHEMA_VERSION:
+            raise StageFailed(
+                str(self._database),
+                found=f"schema version {self._version()}",
+                expected=f"schema version {SCHEMA_VERSION}",
+                remedy="Update PillTrack, or name another home.",
+            )
+        [(verdict,), *_] = self._rows("PRAGMA integrity_check(1)")
+        if verdict != "ok":
+            raise _damaged(self._database, " ".join(verdict.split()))
+
+    def _create(self) -> None:
+        with self._transaction():
+            if self._rows("SELECT 1 FROM sqlite_master"):
+                return  # another process was faster, or the file is none of ours
+            if any(self._photo_files()):
+                raise _damaged(self._database, f"empty, though {self._crops} holds photos")
+            for statement in SCHEMA:
+                self._connection.execute(statement)
+        for directory in (self._database.parent, self._database.parent.absolute().parent):
+            _sync_directory(directory)
+
+    def _version(self) -> int:
+        [(version,)] = self._rows("PRAGMA user_version")
+        return int(version)
+
+    def _count(self) -> int:
+        [(n_references,)] = self._rows("SELECT count(*) FROM reference")
+        return int(n_references)
+
+    def _require_free(self, crop: str, image: str, pill: str) -> None:
+        for other, its_image in self._rows(
+            "SELECT pill, image FROM reference WHERE crop = ? AND pill != ?", (crop, pill)
+        ):
+            found = f"the same photo as {its_image} of the pill {other!r}"
+            remedy = f"Take another photo, or remove {other!r} first."
+            raise _refused(image, found, f"a photo of {pill!r} alone", remedy)
+
+    def _embed(self, missing: list[tuple[str, str, str]], embedder: Embedder) -> None:
+        photos: dict[tuple[str, str, str], NDArray[np.uint8]] = {}
+        for row in missing:
+            try:
+                photos[row] = self._read_crop(*row)
+            except StageFailed:
+                if self._rows("SELECT 1 FROM reference WHERE crop = ?", row[:1]):
+                    raise  # else another process has just removed it
+        embeddings = embedder.embed(list(photos.values()))
+        for (crop, pill, image), embedding in zip(photos, embeddings, strict=True):
+            if not embedding.any():
+                raise _unusable(self._crop_file(crop), "nothing the model sees", pill, image)
+        with self._transaction():
+            for (crop, _, _), embedding in zip(photos, embeddings, strict=True):
+                self._connection.execute(
+                    "INSERT OR IGNORE INTO embedding SELECT crop, ?, ? FROM reference"
+                    " WHERE crop = ?",
+                    (embedder.space, embedding.astype("<f4").tobytes(), crop),
+                )
+
+    def _read_crop(self, crop: str, pill: str, image: str) -> NDArray[np.uint8]:
+        file = self._crop_file(crop)
+        try:
+            photo = read_image(file)
+        except ImageRejected as error:
+            raise _unusable(file, error.found, pill, image) from error
+        if _digest(photo) != crop:
+            raise _unusable(file, "a changed photo", pill, image)
+        return photo
+
+    def _crop_file(self, crop: str) -> Path:
+        return self._crops / f"{crop}.png"
+
+    def _photo_files(self) -> Iterator[Path]:
+        return self._crops.glob("*.png*")  # also those a crash left half-written
+
+    def _rows(self, query: str, values: tuple[object, ...] = ()) -> list[Any]:
+        with self._explained():
+            return self._connection.execute(query, values).fetchall()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Hold the write lock; commit when the block ends well, else roll back."""
+        with self._explained():
+            self._connection.execute("BEGIN IMMEDIATE")
+            with self._connection:
+                yield
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.ProgrammingError:
+            raise  # a mistake in this module, not in the file
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            code = getattr(error, "sqlite_errorcode", 0)  # not set for text that is not UTF-8
+            if code & 0xFF == sqlite3.SQLITE_BUSY:
+                raise StageFailed(
+                    str(self._database),
+                    found=f"locked for {BUSY_TIMEOUT_S:.0f} s",
+                    expected="another process to finish writing",
+                    remedy="Try again.",
+                ) from error
+            raise _damaged(self._database, str(error)) from error
+
+
+def is_store(home: Path) -> bool:
+    """Tell whether a home holds a store, without making one."""
+    return (home / DATABASE_FILE).exists()
+
+
+def _check_name(what: str, name: str, longest: int) -> None:
+    kinds = {unicodedata.category(character) for character in name}
+    if not 1 <= len(name) <= longest or name != name.strip() or kinds & {"Cc", "Cs", "Zl", "Zp"}:
+        expected = f"1 to {longest} characters on one line, no space at either end"
+        raise _refused(what, f"{name[:longest]!r}", expected, "Choose another.")
+
+
+def _digest(photo: NDArray[np.uint8]) -> str:
+    """Name a photo (H, W, 3) uint8 by its pixels: a PNG's bytes change with the encoder."""
+    if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8 or photo.size == 0:
+        raise ValueError(
+            f"photo has shape {photo.shape} and dtype {photo.dtype}; expected (H, W, 3) uint8, "
+            "not empty"
+        )
+    digest = hashlib.sha256(f"{photo.shape[0]} {photo.shape[1]}\0".encode())
+    digest.update(photo.tobytes())
+    return digest.hexdigest()
+
+
+def _as_png(image: str, photo: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    # The default level takes four times as long.
+    Image.fromarray(photo).save(buffer, "PNG", compress_level=1)
+    png = buffer.getvalue()
+    if len(png) > MAX_BYTES:
+        raise ImageRejected(
+            image,
+            found=f"{len(png)} bytes without loss",
+            expected=f"at most {MAX_BYTES} bytes",
+            remedy="Cut the photo down to the pill.",
+        )
+    decode_image(png, name=image)  # whatever would refuse it later refuses it now
+    return png
+
+
+def _write_durably(file: Path, data: bytes) -> None:
+    """Write and rename; whoever calls it must sync the directory."""
+    part = file.with_name(f"{file.name}.part")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    try:
+        with os.fdopen(os.open(part, flags, 0o600), "wb") as opened:
+            opened.write(data)
+            opened.flush()
+            os.fsync(opened.fileno())
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _refused(subject: str, found: str, expected: str, remedy: str) -> InputRejected:
+    return InputRejected(subject, found=found, expected=expected, remedy=remedy)
+
+
+def _damaged(database: Path, found: str) -> StageFailed:
+    return StageFailed(
+        str(database),
+        found=found,
+        expected="the database of enrolled references, whole and writable",
+        remedy="Free the disk if it is full. Else restore the folder from a backup, or move it "
+        "away and enrol the pills again.",
+    )
+
+
+def _unusable(file: Path, found: str, pill: str, image: str) -> StageFailed:
+    return StageFailed(
+        str(file),
+        found=found,
+        expected=f"the photo {image} of the pill {pill!r}, as it was added",
+        remedy=f"Add the photo again, or give the pill up: `pilltrack gallery remove {pill!r}`.",
+    )
