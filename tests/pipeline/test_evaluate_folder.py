@@ -5,10 +5,12 @@ from __future__ import annotations
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from pilltrack.core.embedder import open_embedder
+from pilltrack.core.enrol import embed_references, quarter_turns
 from pilltrack.core.errors import DatasetRejected, ImageRejected
 from pilltrack.core.image import read_image
 from pilltrack.pipeline.evaluate_folder import evaluate_folder, pill_photos
@@ -46,10 +48,12 @@ def refusal(bundle: Path, mine: Path) -> DatasetRejected:
     return caught.value
 
 
-def embedded(folder: Path, names: list[str]) -> Probes:
+def embedded(folder: Path, names: list[str], *, enrolled: bool = False) -> Probes:
     images = [read_image(folder / name) for name in names]
     pills = [Path(name).parent.name for name in names]
-    return single_views(open_embedder(MODEL).embed(images), pills)
+    embedder = open_embedder(MODEL)
+    embeddings = embed_references(embedder, images) if enrolled else embedder.embed(images)
+    return single_views(embeddings, pills)
 
 
 def found(enrolled: Probes, probes: Probes, seed: int) -> Drawn:
@@ -73,7 +77,7 @@ def test_numbers_are_those_of_the_protocol_on_the_first_references_by_name(
     bundle: Path, mine: Path, references: int | None, enrolled: list[str]
 ) -> None:
     gallery, probes, strangers = folders_of(mine)
-    known = embedded(gallery, enrolled)
+    known = embedded(gallery, enrolled, enrolled=True)
     mated, foreign = embedded(probes, PROBES), embedded(strangers, STRANGERS)
     report = evaluate_folder(bundle, gallery, probes, strangers, references=references)
     assert report == {
@@ -88,10 +92,13 @@ def test_numbers_are_those_of_the_protocol_on_the_first_references_by_name(
 
 def test_which_photos_are_enrolled_goes_by_name(bundle: Path, tmp_path: Path) -> None:
     """Photo 1 of each pill shows the other pill's probe: K = 1 confuses them, K = 2 does not."""
+    a, b = (  # alike in all turns, so that references are photos
+        np.mean(quarter_turns(picture(pill)), axis=0).astype(np.uint8) for pill in "ab"
+    )
     files = {
-        "gallery/a/2.png": photo("a"), "gallery/a/1.png": png(brighter(picture("b"))),
-        "gallery/b/2.png": photo("b"), "gallery/b/1.png": png(brighter(picture("a"))),
-        "probes/a/1.jpg": jpeg(picture("a"), 95), "probes/b/1.jpg": jpeg(picture("b"), 95),
+        "gallery/a/2.png": png(a), "gallery/a/1.png": png(brighter(b)),
+        "gallery/b/2.png": png(b), "gallery/b/1.png": png(brighter(a)),
+        "probes/a/1.jpg": jpeg(a, 95), "probes/b/1.jpg": jpeg(b, 95),
     }  # fmt: skip
     gallery, probes, _ = folders_of(tree(tmp_path, files))
     one, two = (evaluate_folder(bundle, gallery, probes, references=k) for k in (1, 2))

@@ -89,7 +89,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, params: Params) -> Path:
     embedder = open_embedder(MODEL)
     with Gallery.create(embedder.space, embedder.dim) as gallery:
         references = [row for row in rows if row.role in ("fit", "reference")]
-        enrol_rows(gallery, embedder, artifacts / "prepare", references)
+        enrol_rows(gallery, embedder, artifacts / "prepare", references, params)
         gallery.save(artifacts / "enroll" / "gallery.safetensors")
     evaluate = artifacts / "evaluate"
     _write_run(artifacts, params)

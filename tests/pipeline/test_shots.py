@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilltrack.core.embedder import open_embedder
+from pilltrack.pipeline.data import CAPTURE_PX
 from pilltrack.pipeline.params import Params
-from pilltrack.pipeline.shots import CAPTURE_PX, Shot, embed_shots, photo_of, shots_to_identify
+from pilltrack.pipeline.shots import Shot, embed_shots, photo_of, shots_to_identify
 from pilltrack.pipeline.table import load_images
 from tests.tiny_bundle import MODEL
 

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pilltrack.core.embedder import Embedder
+from pilltrack.core.enrol import embed_references
 from pilltrack.core.errors import ImageRejected, InputRejected, StageFailed
 from pilltrack.core.gallery import MAX_NAME_LENGTH, UNIT_TOLERANCE, Reference
 from pilltrack.core.image import MAX_BYTES, decode_image, read_image
@@ -246,7 +247,7 @@ class LocalReferences:
             except StageFailed:
                 if self._rows("SELECT 1 FROM reference WHERE crop = ?", row[:1]):
                     raise  # else another process has just removed it
-        embeddings = embedder.embed(list(photos.values()))
+        embeddings = embed_references(embedder, list(photos.values()))
         for (crop, pill, image), embedding in zip(photos, embeddings, strict=True):
             if not embedding.any():
                 raise _unusable(self._crop_file(crop), "nothing the model sees", pill, image)

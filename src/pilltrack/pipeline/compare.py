@@ -189,7 +189,7 @@ def compare(
         galleries = []
         for embedder in embedders:
             gallery = stack.enter_context(Gallery.create(embedder.space, embedder.dim))
-            enrol_rows(gallery, embedder, prepared, references)
+            enrol_rows(gallery, embedder, prepared, references, params)
             galleries.append(gallery)
         embedded = embed_shots(embedders, shots, prepared, params.capture, f"test, {captures}")
         manifests = [manifest for _, manifest in bundles]

@@ -21,6 +21,8 @@ from pilltrack.pipeline.capture import cut_out, simulate_capture
 from pilltrack.pipeline.params import CaptureParams
 from pilltrack.pipeline.table import ImageRow
 
+CAPTURE_PX = 224  # like a crop from a camera; the embedder resizes it as on the device
+
 Item = tuple[int, int]  # (row index, capture seed)
 Batch = tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]  # images by size, pills, appearances
 

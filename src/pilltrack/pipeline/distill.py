@@ -3,7 +3,8 @@
 Teacher and student look at the same capture, each at its own input size, so the student copies
 what the teacher makes of this very picture. Both loss terms compare with the teacher's
 embeddings directly: the student lands in the teacher's space and shares its galleries. A student
-may also be the teacher's twin, and learn only to live with int8. A teacher that cannot tell validation pills apart is refused before hours are spent on copying it.
+may also be the teacher's twin, and learn only to live with int8. A teacher that cannot tell
+validation pills apart is refused before hours are spent on copying it.
 """
 
 from __future__ import annotations

@@ -6,22 +6,25 @@ validation and test pills with their reference photos, up to `references_per_sid
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from pilltrack.core.embedder import Embedder, open_embedder
+from pilltrack.core.enrol import Photo, mean_embeddings, quarter_turns
 from pilltrack.core.errors import StageFailed
 from pilltrack.core.gallery import Gallery, Reference
 from pilltrack.core.image import read_image
-from pilltrack.pipeline.data import appearance_of
+from pilltrack.pipeline.data import CAPTURE_PX, appearance_of, captured
 from pilltrack.pipeline.params import Params
 from pilltrack.pipeline.table import ImageRow, load_images
 
 log = logging.getLogger(__name__)
-BATCH = 64
+BATCH = 16
 
 
 def main(params: Params, artifacts: Path) -> None:
@@ -29,7 +32,7 @@ def main(params: Params, artifacts: Path) -> None:
     embedder = open_embedder(artifacts / "convert" / "model.tflite", threads=2)
     rows = choose_references(load_images(artifacts / "prepare"), params.enroll.references_per_side)
     with Gallery.create(embedder.space, embedder.dim) as gallery:
-        enrol_rows(gallery, embedder, artifacts / "prepare", rows)
+        enrol_rows(gallery, embedder, artifacts / "prepare", rows, params)
         gallery.save(artifacts / "enroll" / "gallery.safetensors")
         log.info("enrolled %d references of %d pills", len(gallery), len(gallery.pills()))
 
@@ -59,13 +62,36 @@ def require_prescribed(gallery: Gallery, rows: Sequence[ImageRow], per_side: int
 
 
 def enrol_rows(
-    gallery: Gallery, embedder: Embedder, directory: Path, rows: Sequence[ImageRow]
+    gallery: Gallery,
+    embedder: Embedder,
+    directory: Path,
+    rows: Sequence[ImageRow],
+    params: Params,
 ) -> None:
-    """Embed the photos of `rows` and add them as references; progress is shown on a terminal."""
+    """Embed the photos of `rows` and add them as references; progress is shown on a terminal.
+
+    A reference is the mean of the photo's quarter turns, as on the device, and of
+    `captures_per_photo` new captures of it: how else should a studio photo resemble one taken at
+    a counter?
+    """
     with tqdm(total=len(rows), desc="enroll", unit="photo", disable=None) as bar:
         for start in range(0, len(rows), BATCH):
             batch = rows[start : start + BATCH]
             photos = [read_image(directory / row.image) for row in batch]
             references = [Reference(row.pill, row.side, row.image) for row in batch]
-            gallery.enrol(references, embedder.embed(photos))
+            views = [
+                quarter_turns(photo) + _captures(photo, row, params)
+                for photo, row in zip(photos, batch, strict=True)
+            ]
+            gallery.enrol(references, mean_embeddings(embedder, views))
             bar.update(len(batch))
+
+
+def _captures(photo: Photo, row: ImageRow, params: Params) -> list[Photo]:
+    """Seeded by the photo's name: what else is enrolled changes nothing."""
+    name = int.from_bytes(hashlib.sha256(row.image.encode()).digest()[:8], "big")
+    seeds = np.random.default_rng([params.enroll.seed, name])
+    return [
+        captured(photo, CAPTURE_PX, params.capture, int(seeds.integers(2**62)))
+        for _ in range(params.enroll.captures_per_photo)
+    ]

@@ -90,7 +90,7 @@ def main(params: Params, artifacts: Path) -> None:
         gallery.require_space(shipped.space)
         require_prescribed(gallery, rows, params.enroll.references_per_side)
         references = choose_references(rows, params.enroll.references_per_side)
-        enrol_rows(student_gallery, student, prepared, references)
+        enrol_rows(student_gallery, student, prepared, references, params)
         shots, (embedded, by_student) = embed("validation", settings.captures)
         rule, found = calibrate_on(gallery, shots, embedded, settings)
         student_rule, _ = calibrate_on(student_gallery, shots, by_student, settings)

@@ -8,14 +8,18 @@ refused by name, and no photo may be in two of the folders: a photo finds itself
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pilltrack.core.bundle import read_bundle
-from pilltrack.core.embedder import Embedder, open_embedder
+from pilltrack.core.embedder import open_embedder
+from pilltrack.core.enrol import embed_references
 from pilltrack.core.errors import DatasetRejected
 from pilltrack.core.image import SUFFIXES, read_image
 from pilltrack.pipeline.archive import is_junk
@@ -50,9 +54,11 @@ def evaluate_folder(
     stranger_photos = pill_photos(strangers) if strangers else []
     _check_names(gallery, probes, strangers, enrolled_photos, probe_photos, stranger_photos)
     seen: dict[str, Path] = {}
-    enrolled = _embed(embedder, enrolled_photos, "enrol", seen)
-    mated = _embed(embedder, probe_photos, "identify", seen)
-    foreign = _embed(embedder, stranger_photos, "strangers", seen) if stranger_photos else None
+    enrolled = _embed(partial(embed_references, embedder), enrolled_photos, "enrol", seen)
+    mated = _embed(embedder.embed, probe_photos, "identify", seen)
+    foreign = None
+    if stranger_photos:
+        foreign = _embed(embedder.embed, stranger_photos, "strangers", seen)
 
     def found(probes: Probes, seed: int) -> Drawn:
         return drawn(search(enrolled.embeddings[:, 0], enrolled.pills, probes), seed=seed)
@@ -152,7 +158,10 @@ def _check_names(
 
 
 def _embed(
-    embedder: Embedder, photos: list[tuple[str, Path]], title: str, seen: dict[str, Path]
+    embed: Callable[[list[NDArray[np.uint8]]], NDArray[np.float32]],
+    photos: list[tuple[str, Path]],
+    title: str,
+    seen: dict[str, Path],
 ) -> Probes:
     """Embed the photos of one folder; `seen` holds the digests of the folders before it."""
     parts = []
@@ -166,7 +175,7 @@ def _embed(
                 if digest in seen:
                     raise _same_photo(seen[digest], path)
                 digests[digest] = path
-            parts.append(embedder.embed(images))
+            parts.append(embed(images))
             bar.update(len(batch))
     seen |= digests
     return single_views(np.concatenate(parts), [pill for pill, _ in photos])

@@ -114,7 +114,9 @@ class ConvertParams(_Section):
 class EnrollParams(_Section):
     """The gallery."""
 
+    seed: Seed
     references_per_side: Count
+    captures_per_photo: Annotated[int, Field(ge=0)]  # new captures that a reference also averages
 
 
 class EvaluateParams(_Section):

@@ -17,13 +17,12 @@ from tqdm import tqdm
 from pilltrack.core.embedder import Embedder
 from pilltrack.core.image import read_image
 from pilltrack.pipeline.cohorts import photos_to_identify
-from pilltrack.pipeline.data import captured
+from pilltrack.pipeline.data import CAPTURE_PX, captured
 from pilltrack.pipeline.enroll import choose_references
 from pilltrack.pipeline.params import CaptureParams, Params
 from pilltrack.pipeline.table import SPLITS, ImageRow, Split
 
 BATCH = 64
-CAPTURE_PX = 224  # like a crop from a camera; the embedder resizes it as on the device
 T = TypeVar("T")
 
 
