@@ -83,21 +83,6 @@ def test_int8_model_gets_quantised_pixels_and_its_output_is_dequantised() -> Non
     np.testing.assert_allclose(LiteRTEmbedder(INT8).embed([crop])[0], expected, atol=1e-6)
 
 
-def test_quantisation_of_pixels_rounds_and_saturates() -> None:
-    table = module._byte_table(INT8, quantised(np.int8, scale=2.0, zero_point=-20))
-    # 1 / 2 = 0.5 -> 1; 4 / 2 = 2; 5 / 2 = 2.5 -> 3; 255 / 2 -> 128, less 20 = 108
-    assert table[[0, 1, 4, 5, 255]].tolist() == [-20, -19, -18, -17, 108]
-    saturated = module._byte_table(INT8, quantised(np.uint8, scale=0.5, zero_point=3))
-    assert saturated[[0, 1, 126, 127, 255]].tolist() == [3, 5, 255, 255, 255]
-
-
-def test_tensor_without_a_scale_of_its_own_is_refused() -> None:
-    details = quantised(np.int8, scale=1.0, zero_point=0)
-    details["quantization_parameters"] = {"scales": np.ones(3), "zero_points": np.zeros(3)}
-    with pytest.raises(BundleRejected, match="int8 with 3 scales"):
-        module._byte_table(INT8, details)
-
-
 def test_zero_output_stays_zero_and_tiny_output_gets_unit_length() -> None:
     rows = np.array([[0, 0], [3e-30, 4e-30], [3e30, 4e30]], dtype=np.float32)
     expected = np.array([[0, 0], [0.6, 0.8], [0.6, 0.8]], dtype=np.float32)
@@ -165,8 +150,3 @@ def invoke(model: Path, image: NDArray[Any]) -> NDArray[Any]:
     index = interpreter.get_output_details()[0]["index"]
     output: NDArray[Any] = interpreter.get_tensor(index)[0]
     return output
-
-
-def quantised(dtype: type, *, scale: float, zero_point: int) -> dict[str, object]:
-    parameters = {"scales": np.array([scale]), "zero_points": np.array([zero_point])}
-    return {"dtype": dtype, "quantization_parameters": parameters}

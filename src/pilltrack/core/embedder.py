@@ -9,25 +9,20 @@ never be compared, not even those of the int8 and the float export of one studen
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 
 from pilltrack.core.errors import BundleRejected, StageFailed
+from pilltrack.core.litert import LiteRTModel, damaged, read_model
 from pilltrack.core.preprocess import PREPROCESS_VERSION, to_model_input
 
-MAX_MODEL_BYTES = 1024 * 1024 * 1024
 MAX_INPUT_SIZE_PX = 2048
 MAX_EMBEDDING_DIM = 8192
 ONNX_BATCH = 32  # bounds memory, not results
-
-# What a byte of a quantised tensor can hold.
-QUANTISED_RANGES = {"int8": (-128, 127), "uint8": (0, 255)}
 
 
 class Embedder(Protocol):
@@ -105,36 +100,19 @@ class LiteRTEmbedder:
     """
 
     def __init__(self, model: Path, *, threads: int = 1) -> None:
-        model_bytes = _read_model(model)
-        try:
-            self._interpreter = Interpreter(model_content=model_bytes, num_threads=threads)
-            self._interpreter.allocate_tensors()
-            inputs = self._interpreter.get_input_details()
-            outputs = self._interpreter.get_output_details()
-        except (ValueError, RuntimeError) as error:
-            raise _damaged(model, str(error), "a LiteRT model") from error
-        if len(inputs) != 1 or len(outputs) != 1:
-            raise _wrong_shape(model, f"{len(inputs)} inputs and {len(outputs)} outputs")
-        shape_in, shape_out = inputs[0]["shape"].tolist(), outputs[0]["shape"].tolist()
-        self.input_size_px, self.dim = _sizes(model, shape_in, shape_out)
-        self.quantisation = np.dtype(inputs[0]["dtype"]).name
+        model_bytes = read_model(model)
+        self._model = LiteRTModel(
+            model, model_bytes, fits=_fits, refusal=_wrong_shape, threads=threads
+        )
+        self.input_size_px, self.dim = self._model.input_size_px, self._model.output_shape[1]
+        self.quantisation = self._model.quantisation
         self.space = space_of(model_bytes, self.input_size_px)
-        self._input_index: int = inputs[0]["index"]
-        self._output_index: int = outputs[0]["index"]
-        self._input_table = _byte_table(model, inputs[0])
-        self._output_scale, self._output_zero_point = _quantisation(model, outputs[0])
-        self._lock = threading.Lock()
 
     def embed(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Embed RGB crops as (N, D) float32 of unit length; see `Embedder.embed`."""
         raw = np.empty((len(crops), self.dim), dtype=np.float32)
         for row, crop in zip(raw, crops, strict=True):
-            model_input = self._input_table[to_model_input(crop, self.input_size_px)]
-            with self._lock:
-                self._interpreter.set_tensor(self._input_index, model_input[None])
-                self._interpreter.invoke()
-                output = self._interpreter.get_tensor(self._output_index)[0]
-            row[:] = (output.astype(np.float32) - self._output_zero_point) * self._output_scale
+            row[:] = self._model.run(to_model_input(crop, self.input_size_px))
         return l2_normalise(raw)
 
 
@@ -157,7 +135,7 @@ class OnnxEmbedder:
                 remedy="`pip install pilltrack[train]` or `pip install onnxruntime`, "
                 "or use the .tflite model.",
             ) from error
-        model_bytes = _read_model(model)
+        model_bytes = read_model(model)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -167,18 +145,20 @@ class OnnxEmbedder:
                 model_bytes, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # its errors share no other base class
-            raise _damaged(model, str(error), "an ONNX model") from error
+            raise damaged(model, str(error), "an ONNX model") from error
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1:
             raise _wrong_shape(model, f"{len(inputs)} inputs and {len(outputs)} outputs")
         types = {inputs[0].type, outputs[0].type}
         if types != {"tensor(float)"}:
             raise _wrong_shape(model, f"input or output of type {sorted(types)}")
-        shape_in, shape_out = inputs[0].shape, outputs[0].shape
-        batch = shape_in[0] if isinstance(shape_in[0], int) else ONNX_BATCH
+        batch = inputs[0].shape[0] if isinstance(inputs[0].shape[0], int) else ONNX_BATCH
         if batch not in (1, ONNX_BATCH):
-            raise _wrong_shape(model, f"input {shape_in}")
-        self.input_size_px, self.dim = _sizes(model, [1, *shape_in[1:]], [1, *shape_out[1:]])
+            raise _wrong_shape(model, f"input {inputs[0].shape}")
+        shape_in, shape_out = [1, *inputs[0].shape[1:]], [1, *outputs[0].shape[1:]]
+        if not _fits(shape_in, shape_out):
+            raise _wrong_shape(model, f"input {shape_in} and output {shape_out}")
+        self.input_size_px, self.dim = int(shape_in[1]), int(shape_out[1])
         self.space = space_of(model_bytes, self.input_size_px)
         self._input_name: str = inputs[0].name
         self._batch = batch
@@ -217,60 +197,13 @@ def l2_normalise(raw: NDArray[np.float32]) -> NDArray[np.float32]:
     return unit
 
 
-def _byte_table(model: Path, details: dict[str, Any]) -> NDArray[Any]:
-    """Pixel value 0..255 -> value of the model's input tensor."""
-    values = np.arange(256)
-    dtype = np.dtype(details["dtype"])
-    if dtype == np.float32:
-        return values.astype(np.float32)
-    scale, zero_point = _quantisation(model, details)
-    lowest, highest = QUANTISED_RANGES[dtype.name]
-    rounded = np.floor(values / scale + 0.5) + zero_point  # halves go up, as in TFLite's Quantize
-    table: NDArray[Any] = np.clip(rounded, lowest, highest).astype(dtype)
-    return table
-
-
-def _quantisation(model: Path, details: dict[str, Any]) -> tuple[np.float32, int]:
-    """Scale and zero point of a tensor: real = (stored - zero point) * scale."""
-    dtype = np.dtype(details["dtype"])
-    if dtype == np.float32:
-        return np.float32(1), 0
-    parameters = details["quantization_parameters"]
-    scales, zero_points = parameters["scales"], parameters["zero_points"]
-    one_scale = len(scales) == len(zero_points) == 1 and np.isfinite(scales[0]) and scales[0] > 0
-    if dtype.name not in QUANTISED_RANGES or not one_scale:
-        found = f"tensor of {dtype.name} with {len(scales)} scales"
-        raise _wrong_shape(model, found)
-    return np.float32(scales[0]), int(zero_points[0])
-
-
-def _sizes(model: Path, shape_in: list[Any], shape_out: list[Any]) -> tuple[int, int]:
-    """Input size and embedding length from the shapes (1, S, S, 3) and (1, D)."""
+def _fits(shape_in: list[Any], shape_out: list[Any]) -> bool:
+    """True for the shapes (1, S, S, 3) and (1, D)."""
     match shape_in, shape_out:
-        case [1, int(height), int(width), 3], [1, int(dim)] if (
-            height == width and 1 <= height <= MAX_INPUT_SIZE_PX and 1 <= dim <= MAX_EMBEDDING_DIM
-        ):
-            return height, dim
-    raise _wrong_shape(model, f"input {shape_in} and output {shape_out}")
-
-
-def _read_model(model: Path) -> bytes:
-    try:
-        size = model.stat().st_size
-        if size > MAX_MODEL_BYTES:
-            raise _damaged(model, f"{size} bytes", f"at most {MAX_MODEL_BYTES} bytes")
-        return model.read_bytes()
-    except OSError as error:
-        raise _damaged(model, f"cannot be read ({error.strerror})", "a model file") from error
-
-
-def _damaged(model: Path, found: str, expected: str) -> BundleRejected:
-    return BundleRejected(
-        str(model),
-        found=found,
-        expected=expected,
-        remedy="The file is damaged or incomplete: fetch or export it again.",
-    )
+        case [1, int(height), int(width), 3], [1, int(dim)]:
+            right_input = height == width and 1 <= height <= MAX_INPUT_SIZE_PX
+            return right_input and 1 <= dim <= MAX_EMBEDDING_DIM
+    return False
 
 
 def _wrong_shape(model: Path, found: str) -> BundleRejected:

@@ -114,12 +114,13 @@ def shares_of_rank(plan: list[list[Item]], rank: int, world: int) -> list[list[I
 def load_batches(captures: Captures, plan: list[list[Item]], workers: int) -> Iterator[Batch]:
     """Yield ([images (B, S, S, 3) uint8 for each size], pills (B,), appearances (B,)) in order."""
     loader = torch.utils.data.DataLoader(
-        captures, batch_sampler=plan, num_workers=workers, worker_init_fn=_one_thread
+        captures, batch_sampler=plan, num_workers=workers, worker_init_fn=one_thread
     )
     yield from loader
 
 
-def _one_thread(worker: int) -> None:
+def one_thread(worker: int) -> None:
+    """Keep a loading process to one core, and let the training's threads go first."""
     import cv2
 
     # The network's threads wait for one another: a core taken from one of them stalls all.

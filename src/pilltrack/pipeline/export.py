@@ -1,8 +1,8 @@
 """One network -> two files: int8 LiteRT for the device, fp32 ONNX for everything else.
 
-Preprocessing (pixels 0..255, NHWC) is inside both graphs. In the int8 file two kinds of layers
-are spared: the head has int8 weights and float32 output, since 8 bits for each coordinate of the
-embedding would only add error; depthwise convolutions stay in fp32.
+Preprocessing (pixels 0..255, NHWC) is inside both graphs. In a student's int8 file two kinds of
+layers are spared: the head has int8 weights and float32 output, since 8 bits for each coordinate
+of the embedding would only add error; depthwise convolutions stay in fp32.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ from pilltrack.pipeline.models import EmbeddingNet
 
 log = logging.getLogger(__name__)
 
+# A function: ai-edge-quantizer is slow to import and prints a lot.
+Recipe = Callable[[], list[dict[str, Any]]]
+
 
 def export_int8(
     net: EmbeddingNet, input_size_px: int, calibration: NDArray[np.uint8], path: Path
@@ -34,27 +37,7 @@ def export_int8(
 
     `calibration` (N, S, S, 3) uint8: photos whose extremes set the activation ranges.
     """
-    sample = torch.zeros(1, input_size_px, input_size_px, 3)
-    with tempfile.TemporaryDirectory() as directory, _quiet():
-        import litert_torch
-        from ai_edge_quantizer import calibrator, quantizer, recipe, recipe_manager
-        from ai_edge_quantizer.utils import qsv_utils
-
-        floating = Path(directory) / "float.tflite"
-        litert_torch.convert(net.eval(), (sample,)).export(str(floating))
-        steps = [*recipe.static_wi8_ai8(), _float_head(), _float_depthwise()]
-        manager = recipe_manager.RecipeManager()
-        manager.load_quantization_recipe(steps)
-        signature, name = _signature(floating)
-        samples = [{name: image[None].astype(np.float32)} for image in _spanning(calibration)]
-        # By default ranges are moving averages of each image's extremes, and brighter images
-        # saturate: mean cosine 0.989 instead of 0.999 (docs/lab-log.md).
-        ranges = calibrator.Calibrator(str(floating), qsv_update_func=qsv_utils.min_max_update)
-        ranges.calibrate({signature: samples}, manager)
-        quantised = Path(directory) / "int8.tflite"
-        quantiser = quantizer.Quantizer(str(floating), steps)
-        quantiser.quantize(ranges.get_model_qsvs()).export_model(str(quantised))
-        write_atomically(path, quantised.read_bytes())
+    export_litert(net, input_size_px, calibration, _student_recipe, path)
 
 
 def export_onnx(net: EmbeddingNet, input_size_px: int, path: Path) -> None:
@@ -76,11 +59,59 @@ def export_onnx(net: EmbeddingNet, input_size_px: int, path: Path) -> None:
         write_atomically(path, file.read_bytes())
 
 
+def export_litert(
+    net: torch.nn.Module,
+    input_size_px: int,
+    calibration: NDArray[np.uint8],
+    recipe: Recipe,
+    path: Path,
+) -> None:
+    """Write a network with input (1, S, S, 3) as a quantised `.tflite`.
+
+    The extremes of `calibration` (N, S, S, 3) uint8, of a black and of a white image set the
+    activation ranges. `recipe` returns what ai-edge-quantizer is to do, a later step overruling
+    an earlier one.
+    """
+    sample = torch.zeros(1, input_size_px, input_size_px, 3)
+    with tempfile.TemporaryDirectory() as directory, _quiet():
+        import litert_torch
+        from ai_edge_quantizer import calibrator, quantizer, recipe_manager
+        from ai_edge_quantizer.utils import qsv_utils
+
+        floating = Path(directory) / "float.tflite"
+        litert_torch.convert(net.eval(), (sample,)).export(str(floating))
+        steps = recipe()
+        manager = recipe_manager.RecipeManager()
+        manager.load_quantization_recipe(steps)
+        signature, name = _signature(floating)
+        samples = [{name: image[None].astype(np.float32)} for image in _spanning(calibration)]
+        # By default ranges are moving averages of each image's extremes, and brighter images
+        # saturate: mean cosine 0.989 instead of 0.999 (docs/lab-log.md).
+        ranges = calibrator.Calibrator(str(floating), qsv_update_func=qsv_utils.min_max_update)
+        ranges.calibrate({signature: samples}, manager)
+        quantised = Path(directory) / "int8.tflite"
+        quantiser = quantizer.Quantizer(str(floating), steps)
+        quantiser.quantize(ranges.get_model_qsvs()).export_model(str(quantised))
+        write_atomically(path, quantised.read_bytes())
+
+
+def whole_int8() -> list[dict[str, Any]]:
+    """The recipe for int8 everywhere: weights per channel, activations, input and output."""
+    from ai_edge_quantizer import recipe
+
+    steps: list[dict[str, Any]] = recipe.static_wi8_ai8()
+    return steps
+
+
 def _spanning(calibration: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Calibration images plus one black and one white, so that input codes mean pixels exactly."""
     shape = calibration.shape[1:]
     black, white = np.zeros(shape, np.uint8), np.full(shape, 255, np.uint8)
     return np.concatenate([calibration, np.stack([black, white])])
+
+
+def _student_recipe() -> list[dict[str, Any]]:
+    return [*whole_int8(), _float_head(), _float_depthwise()]
 
 
 def _float_head() -> dict[str, Any]:

@@ -117,9 +117,7 @@ def fit(
     plans = [_plan(captures, settings, process, epoch) for epoch in range(settings.epochs)]
     plan = [batch for of_epoch in plans for batch in of_epoch]
     ends = {end: epoch for epoch, end in enumerate(accumulate(map(len, plans)), 1)}
-    state = _resume(checkpoint, identity, net, optimiser, process)
-    history: list[dict[str, float]] = state["history"]
-    done, losses = int(state["step"]), list(state["losses"])
+    done, history, losses = resume(checkpoint, identity, net, optimiser, process.device)
     saved_s = epoch_s = time.monotonic()
     bar = tqdm(
         load_batches(captures, plan[done:], settings.workers),
@@ -130,7 +128,7 @@ def fit(
         disable=None if process.leads else True,
     )
     for batch in bar:
-        rate = learning_rate(done, len(plan), settings)
+        rate = learning_rate(done, len(plan), settings.learning_rate, settings.warmup_share)
         for group in optimiser.param_groups:
             group["lr"] = rate
         _set_mode(net, settings)
@@ -157,7 +155,8 @@ def fit(
             log.debug("%s: epoch %d, loss %.4f, %.1f s", title, ends[done], row[2], seconds)
             losses = []
         if done in ends or time.monotonic() - saved_s > settings.checkpoint_every_s:
-            _save(checkpoint, identity, net, optimiser, done, history, losses, process)
+            if process.leads:
+                save(checkpoint, identity, net, optimiser, done, history, losses)
             saved_s = time.monotonic()
     if history:
         log.info("%s: %d steps, loss %.4f", title, done, history[-1]["loss"])
@@ -165,19 +164,72 @@ def fit(
     return history
 
 
-def learning_rate(step: int, steps: int, settings: TrainParams | DistillParams) -> float:
+def learning_rate(step: int, steps: int, highest: float, warmup_share: float) -> float:
     """Linear warm-up over `warmup_share` of all steps, then half a cosine down to zero.
 
-    >>> from types import SimpleNamespace
-    >>> s = SimpleNamespace(learning_rate=1.0, warmup_share=0.5)
-    >>> [round(learning_rate(step, 4, s), 3) for step in range(4)]
+    >>> [round(learning_rate(step, 4, 1.0, 0.5), 3) for step in range(4)]
     [0.5, 1.0, 1.0, 0.5]
     """
-    warmup = round(steps * settings.warmup_share)
+    warmup = round(steps * warmup_share)
     if step < warmup:
-        return settings.learning_rate * (step + 1) / warmup
+        return highest * (step + 1) / warmup
     progress = (step - warmup) / max(steps - warmup, 1)
-    return settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+    return highest * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def resume(
+    checkpoint: Path,
+    identity: str,
+    net: torch.nn.Module,
+    optimiser: torch.optim.Optimizer,
+    device: torch.device,
+) -> tuple[int, list[dict[str, float]], list[float]]:
+    """Load weights and optimiser from a checkpoint: steps done, history, losses since its last row.
+
+    Nothing is loaded, and all three are zero or empty, when there is no checkpoint or it has
+    another identity. Raises StageFailed when it is damaged.
+    """
+    if not checkpoint.is_file():
+        return 0, [], []
+    try:
+        saved = torch.load(checkpoint, map_location=device, weights_only=True)
+    except Exception as error:
+        raise StageFailed(
+            str(checkpoint),
+            found=f"a damaged checkpoint ({error})",
+            expected="the checkpoint of an interrupted run",
+            remedy="Delete it to start anew.",
+        ) from error
+    if saved["identity"] != identity:
+        log.info("the checkpoint %s belongs to other settings or data: starting anew", checkpoint)
+        return 0, [], []
+    net.load_state_dict(saved["net"])
+    optimiser.load_state_dict(saved["optimiser"])
+    log.info("resuming at step %d from %s", saved["step"], checkpoint)
+    return saved["step"], saved["history"], saved["losses"]
+
+
+def save(
+    checkpoint: Path,
+    identity: str,
+    net: torch.nn.Module,
+    optimiser: torch.optim.Optimizer,
+    step: int,
+    history: list[dict[str, float]],
+    losses: list[float],
+) -> None:
+    """Write what `resume` reads; whole or not at all."""
+    state = {
+        "identity": identity,
+        "net": net.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "step": step,
+        "history": history,
+        "losses": losses,
+    }
+    written = io.BytesIO()
+    torch.save(state, written)
+    write_atomically(checkpoint, written.getvalue())
 
 
 def identity_of(settings: Iterable[Any], inputs: Iterable[Path]) -> str:
@@ -264,56 +316,3 @@ def _all_gather(values: torch.Tensor, world: int) -> list[torch.Tensor]:
     parts = [torch.empty_like(values) for _ in range(world)]
     distributed.all_gather(parts, values)
     return parts
-
-
-def _resume(
-    checkpoint: Path,
-    identity: str,
-    net: torch.nn.Module,
-    optimiser: torch.optim.Optimizer,
-    process: Process,
-) -> dict[str, Any]:
-    fresh: dict[str, Any] = {"step": 0, "history": [], "losses": []}
-    if not checkpoint.is_file():
-        return fresh
-    try:
-        saved = torch.load(checkpoint, map_location=process.device, weights_only=True)
-    except Exception as error:
-        raise StageFailed(
-            str(checkpoint),
-            found=f"a damaged checkpoint ({error})",
-            expected="the checkpoint of an interrupted run",
-            remedy="Delete it to start anew.",
-        ) from error
-    if saved["identity"] != identity:
-        log.info("the checkpoint %s belongs to other settings or data: starting anew", checkpoint)
-        return fresh
-    net.load_state_dict(saved["net"])
-    optimiser.load_state_dict(saved["optimiser"])
-    log.info("resuming at step %d from %s", saved["step"], checkpoint)
-    return {key: saved[key] for key in fresh}
-
-
-def _save(
-    checkpoint: Path,
-    identity: str,
-    net: torch.nn.Module,
-    optimiser: torch.optim.Optimizer,
-    step: int,
-    history: list[dict[str, float]],
-    losses: list[float],
-    process: Process,
-) -> None:
-    if not process.leads:
-        return
-    state = {
-        "identity": identity,
-        "net": net.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "step": step,
-        "history": history,
-        "losses": losses,
-    }
-    written = io.BytesIO()
-    torch.save(state, written)
-    write_atomically(checkpoint, written.getvalue())

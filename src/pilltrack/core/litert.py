@@ -1,0 +1,145 @@
+"""An open LiteRT model: one image in, one array of real numbers out.
+
+What embedder and locator have in common: the file is read within a limit, pixels become codes of
+the input tensor by a table of 256 entries, and codes of the output become numbers again. What the
+two tensors must look like is the caller's to say, and so is the error when they do not.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+from numpy.typing import NDArray
+
+from pilltrack.core.errors import BundleRejected
+
+MAX_MODEL_BYTES = 1024 * 1024 * 1024
+
+# What a byte of a quantised tensor can hold.
+QUANTISED_RANGES = {"int8": (-128, 127), "uint8": (0, 255)}
+
+
+class LiteRTModel:
+    """A `.tflite` with input (1, S, S, 3), float32 in 0..255 or quantised to 8 bits.
+
+    Its one output is float32 or quantised to 8 bits. `quantisation` is the dtype of the input:
+    "float32", "int8" or "uint8". Safe to share between threads: they take turns.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        model_bytes: bytes,
+        *,
+        fits: Callable[[list[int], list[int]], bool],
+        refusal: Callable[[Path, str], BundleRejected],
+        threads: int = 1,
+    ) -> None:
+        """Open `model_bytes`, as `read_model` read them from the file `model`.
+
+        `fits` tells whether the shapes of input and output are right; the input's must be
+        (1, S, S, 3). `refusal` makes the error for a model of another kind from what was found.
+        Bytes that are no LiteRT model raise BundleRejected.
+        """
+        try:
+            self._interpreter = Interpreter(model_content=model_bytes, num_threads=threads)
+            self._interpreter.allocate_tensors()
+            inputs = self._interpreter.get_input_details()
+            outputs = self._interpreter.get_output_details()
+        except (ValueError, RuntimeError) as error:
+            raise damaged(model, str(error), "a LiteRT model") from error
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise refusal(model, f"{len(inputs)} inputs and {len(outputs)} outputs")
+        self.input_shape: list[int] = inputs[0]["shape"].tolist()
+        self.output_shape: list[int] = outputs[0]["shape"].tolist()
+        if not fits(self.input_shape, self.output_shape):
+            raise refusal(model, f"input {self.input_shape} and output {self.output_shape}")
+        try:
+            self._input_table = byte_table(inputs[0])
+            self._output_scale, self._output_zero_point = scale_and_zero_point(outputs[0])
+        except ValueError as error:
+            raise refusal(model, str(error)) from error
+        self.input_size_px = self.input_shape[1]
+        self.quantisation = np.dtype(inputs[0]["dtype"]).name
+        self._input_index: int = inputs[0]["index"]
+        self._output_index: int = outputs[0]["index"]
+        self._lock = threading.Lock()
+
+    def run(self, model_input: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """What the model answers for pixels (S, S, 3): its output without the first axis."""
+        codes = self._input_table[model_input]
+        with self._lock:
+            self._interpreter.set_tensor(self._input_index, codes[None])
+            self._interpreter.invoke()
+            output = self._interpreter.get_tensor(self._output_index)[0]
+        answer: NDArray[np.float32] = output.astype(np.float32)
+        answer -= self._output_zero_point
+        answer *= self._output_scale
+        return answer
+
+
+def read_model(model: Path) -> bytes:
+    """Read a model file of any format; raises BundleRejected when it is missing or too large."""
+    try:
+        size = model.stat().st_size
+        if size > MAX_MODEL_BYTES:
+            raise damaged(model, f"{size} bytes", f"at most {MAX_MODEL_BYTES} bytes")
+        return model.read_bytes()
+    except OSError as error:
+        raise damaged(model, f"cannot be read ({error.strerror})", "a model file") from error
+
+
+def damaged(model: Path, found: str, expected: str) -> BundleRejected:
+    """The error for a model file that cannot be used at all."""
+    return BundleRejected(
+        str(model),
+        found=found,
+        expected=expected,
+        remedy="The file is damaged or incomplete: fetch or export it again.",
+    )
+
+
+def byte_table(tensor: dict[str, Any]) -> NDArray[Any]:
+    """Pixel value 0..255 -> value of the input tensor with these details: (256,) of its dtype.
+
+    Raises ValueError as `scale_and_zero_point` does.
+
+    >>> parameters = {"scales": np.array([2.0]), "zero_points": np.array([-20])}
+    >>> table = byte_table({"dtype": np.int8, "quantization_parameters": parameters})
+    >>> table[[0, 1, 4, 255]].tolist()
+    [-20, -19, -18, 108]
+    """
+    values = np.arange(256)
+    dtype = np.dtype(tensor["dtype"])
+    if dtype == np.float32:
+        return values.astype(np.float32)
+    scale, zero_point = scale_and_zero_point(tensor)
+    lowest, highest = QUANTISED_RANGES[dtype.name]
+    rounded = np.floor(values / scale + 0.5) + zero_point  # halves go up, as in TFLite's Quantize
+    table: NDArray[Any] = np.clip(rounded, lowest, highest).astype(dtype)
+    return table
+
+
+def scale_and_zero_point(tensor: dict[str, Any]) -> tuple[np.float32, int]:
+    """How a tensor with these details is quantised: real = (stored - zero point) * scale.
+
+    A float32 tensor has scale 1 and zero point 0. Raises ValueError for any other that is not of
+    8 bits with one finite positive scale for all of it.
+
+    >>> scale_and_zero_point({"dtype": np.float32})
+    (np.float32(1.0), 0)
+    """
+    dtype = np.dtype(tensor["dtype"])
+    if dtype == np.float32:
+        return np.float32(1), 0
+    parameters = tensor["quantization_parameters"]
+    scales, zero_points = parameters["scales"], parameters["zero_points"]
+    one_scale = len(scales) == len(zero_points) == 1 and np.isfinite(scales[0]) and scales[0] > 0
+    if dtype.name not in QUANTISED_RANGES or not one_scale:
+        raise ValueError(f"tensor of {dtype.name} with {len(scales)} scales")
+    return np.float32(scales[0]), int(zero_points[0])

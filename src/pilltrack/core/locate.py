@@ -1,0 +1,258 @@
+"""Frame -> the pills in it: a box, a mask and a confidence for each, and a crop to identify.
+
+A small network looks at the whole frame once and answers for every cell of 4 x 4 of its pixels:
+is here the middle of a pill; is here a pill; where are the sides of its box. `find_pills` reads
+these maps: peaks of the first are pills, every pill cell joins the peak in the middle of the box
+it sees, and a pill's box is the median of what its cells say. Touching pills part because their
+cells point to different middles. What a pill is, the locator neither knows nor asks.
+
+The same frame always gives the same pills in the same order. Time is bounded whatever the frame:
+there are at most MAX_PILLS finds, and their boxes together are at most four frames large, since
+each is a quarter full of cells that no other has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pilltrack.core.errors import BundleRejected
+from pilltrack.core.litert import LiteRTModel, read_model
+from pilltrack.core.preprocess import to_model_input
+
+STRIDE = 4  # pixels of the model's input in a cell
+N_MAPS = 6  # middle, pill, and the square roots of the distances left, top, right, bottom
+MAX_PILLS = 64  # in one frame
+MIN_CONFIDENCE = 0.3  # of a pill's middle
+PILL_SHARE = 0.75  # of the crop's side that the pill's length takes
+_PILL_CELL = 0.5  # of the pill map
+_SAME_PILL = 0.6  # IoU from which two boxes are one pill
+_BELONGS = 0.35  # how far a cell's middle may lie from its peak, in the box's diagonal
+_LEAST_FILLED = 0.25  # of a box; of any pill's box, however turned, half is filled
+_NEIGHBOURS = np.ones((3, 3), np.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """A pill in a frame: `box` is (x, y, width, height) in its pixels, inside it, not empty."""
+
+    box: tuple[int, int, int, int]
+    mask: NDArray[np.bool_]  # (height, width): which pixels of the box are the pill
+    confidence: float  # 0 to 1
+
+    @property
+    def length_px(self) -> float:
+        """The pill's longer side, however it is turned."""
+        points = cv2.findNonZero(self.mask.astype(np.uint8))
+        if points is None:
+            return float(max(self.box[2:]))
+        return float(max(cv2.minAreaRect(points)[1])) + 1
+
+
+class Locator:
+    """An open locator `.tflite`: input (1, S, S, 3), output (1, S/4, S/4, 6), float32 or 8 bits.
+
+    Safe to share between threads: they take turns. Raises BundleRejected when the file is
+    missing, damaged or not a locator.
+    """
+
+    def __init__(self, model: Path, *, threads: int = 1) -> None:
+        self._model = LiteRTModel(
+            model, read_model(model), fits=_fits, refusal=_no_locator, threads=threads
+        )
+        self.input_size_px = self._model.input_size_px
+
+    def locate(self, frame: NDArray[np.uint8]) -> list[Found]:
+        """Find the pills in an RGB frame (H, W, 3) uint8 of any size; most confident first.
+
+        Raises ValueError for another shape or dtype, or an empty frame.
+        """
+        return find_pills(self.maps(frame), frame.shape[0], frame.shape[1])
+
+    def maps(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """What the network answers for a frame: (S/4, S/4, 6) float32, 0 to 1."""
+        return self._model.run(to_model_input(frame, self.input_size_px))
+
+
+def find_pills(
+    maps: NDArray[np.float32],
+    height_px: int,
+    width_px: int,
+    min_confidence: float = MIN_CONFIDENCE,
+) -> list[Found]:
+    """Read the locator's maps (C, C, 6) for a frame of (height_px, width_px).
+
+    Most confident first; ties go to the upper, then the left one. At most MAX_PILLS.
+
+    >>> find_pills(np.zeros((8, 8, 6), np.float32), 32, 32)
+    []
+    """
+    if maps.ndim != 3 or maps.shape[0] != maps.shape[1] or maps.shape[2] != N_MAPS:
+        raise ValueError(f"maps have shape {maps.shape}; expected (C, C, {N_MAPS})")
+    boxes = _boxes_of_cells(maps)  # (C, C, 4) left, top, right, bottom in cells
+    rows, columns = _peaks(maps[..., 0], boxes, min_confidence)
+    if not len(rows):
+        return []
+    owners = _owners(maps[..., 1], boxes, boxes[rows, columns])  # (C, C) peak of a cell, or -1
+    placing = _Placing(maps.shape[0], height_px, width_px)
+    found = []
+    for number, (row, column) in enumerate(zip(rows, columns, strict=True)):
+        own = owners == number
+        n_cells = np.count_nonzero(own)
+        if not n_cells:
+            continue
+        ends = np.median(boxes[own], axis=0)
+        box = placing.box(ends)
+        if box is None or n_cells < _LEAST_FILLED * (ends[2:] - ends[:2]).prod():
+            continue
+        covered = np.where(own | (owners < 0), maps[..., 1], 0)
+        mask = placing.mask(covered, box)
+        if mask.any():
+            found.append(Found(box, mask, float(maps[row, column, 0])))
+    return found
+
+
+def crop(
+    frame: NDArray[np.uint8], found: Found, *, background: tuple[int, int, int] | None = None
+) -> NDArray[np.uint8]:
+    """Cut a found pill out of its frame (H, W, 3): a square (L, L, 3) uint8 around its middle.
+
+    The square is upright as the frame is; the pill's length takes PILL_SHARE of its side, so a
+    pill is as large in its crop however it is turned. Beyond the frame's border its outermost
+    pixels are repeated. With `background` an RGB colour replaces all that is not the pill.
+    """
+    x, y, width, height = found.box
+    side = max(1, round(found.length_px / PILL_SHARE))
+    left, top = round(x + (width - side) / 2), round(y + (height - side) / 2)
+    inside = frame[max(0, top) : top + side, max(0, left) : left + side]
+    above, before = max(0, -top), max(0, -left)
+    below, after = side - above - inside.shape[0], side - before - inside.shape[1]
+    square = cv2.copyMakeBorder(inside, above, below, before, after, cv2.BORDER_REPLICATE)
+    if background is not None:
+        move = np.array([[1, 0, x - left], [0, 1, y - top]], np.float32)
+        pill = cv2.warpAffine(
+            found.mask.astype(np.uint8), move, (side, side), flags=cv2.INTER_NEAREST
+        )
+        square[pill == 0] = background
+    return np.asarray(square, np.uint8)
+
+
+def _fits(shape_in: list[int], shape_out: list[int]) -> bool:
+    """True for the shapes (1, S, S, 3) and (1, S/4, S/4, 6)."""
+    match shape_in, shape_out:
+        case [1, side, width, 3], [1, rows, columns, maps]:
+            cells = side // STRIDE if side == width and side % STRIDE == 0 else 0
+            return maps == N_MAPS and 1 <= cells == rows == columns
+    return False
+
+
+def _no_locator(model: Path, found: str) -> BundleRejected:
+    return BundleRejected(
+        str(model),
+        found=found,
+        expected="one input (1, S, S, 3) and one output (1, S/4, S/4, 6)",
+        remedy="Export the locator with `pilltrack locate`.",
+    )
+
+
+def _boxes_of_cells(maps: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The box that every cell sees: (C, C, 4) left, top, right, bottom in cells."""
+    cells = maps.shape[0]
+    distances = maps[..., 2:] ** 2 * np.float32(cells)
+    at = np.arange(cells, dtype=np.float32) + np.float32(0.5)
+    boxes = np.empty_like(distances)
+    boxes[..., 0] = at[None] - distances[..., 0]
+    boxes[..., 1] = at[:, None] - distances[..., 1]
+    boxes[..., 2] = at[None] + distances[..., 2]
+    boxes[..., 3] = at[:, None] + distances[..., 3]
+    return boxes
+
+
+def _peaks(
+    middles: NDArray[np.float32], boxes: NDArray[np.float32], min_confidence: float
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows and columns of the local maxima, one for each pill, best first."""
+    highest = cv2.dilate(middles, _NEIGHBOURS)
+    rows, columns = np.nonzero((middles >= highest) & (middles >= min_confidence))
+    order = np.argsort(-middles[rows, columns], kind="stable")[: 4 * MAX_PILLS]
+    rows, columns = rows[order], columns[order]
+    kept: list[int] = []
+    candidates = boxes[rows, columns]  # (P, 4)
+    for index in range(len(rows)):
+        if len(kept) < MAX_PILLS and not (
+            kept and (_iou(candidates[index], candidates[kept]) > _SAME_PILL).any()
+        ):
+            kept.append(index)
+    return rows[kept], columns[kept]
+
+
+def _iou(box: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
+    """IoU of one box (4,) with others (N, 4), each left, top, right, bottom."""
+    ends = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    both = ends.clip(0).prod(axis=1)
+    areas = (others[:, 2:] - others[:, :2]).prod(axis=1) + (box[2:] - box[:2]).prod()
+    shares: NDArray[np.float32] = both / np.maximum(areas - both, 1e-6)
+    return shares
+
+
+def _owners(
+    covered: NDArray[np.float32], boxes: NDArray[np.float32], of_peaks: NDArray[np.float32]
+) -> NDArray[np.int32]:
+    """Which peak (0 to P-1) every cell belongs to, -1 for none: (C, C) int32."""
+    owners = np.full(covered.shape, -1, np.int32)
+    rows, columns = np.nonzero(covered >= _PILL_CELL)
+    own = boxes[rows, columns]  # (M, 4)
+    middles = (own[:, None, :2] + own[:, None, 2:]) / 2
+    peaks = (of_peaks[:, :2] + of_peaks[:, 2:]) / 2  # (P, 2)
+    reach = np.hypot(*(of_peaks[:, 2:] - of_peaks[:, :2]).T) + 1e-6  # (P,)
+    away = np.linalg.norm(middles - peaks[None], axis=2) / reach  # (M, P)
+    nearest = away.argmin(axis=1)
+    near = away[np.arange(len(rows)), nearest] <= _BELONGS
+    owners[rows[near], columns[near]] = nearest[near]
+    return owners
+
+
+class _Placing:
+    """Where a cell of the letterboxed input lies in the frame; the inverse of `to_model_input`."""
+
+    def __init__(self, cells: int, height_px: int, width_px: int) -> None:
+        self.height_px, self.width_px = height_px, width_px
+        side = cells * STRIDE
+        scale = side / max(height_px, width_px)
+        scaled = (max(1, round(width_px * scale)), max(1, round(height_px * scale)))
+        # Frame pixels for each cell, and the input's empty margin in cells.
+        self.step = (STRIDE * width_px / scaled[0], STRIDE * height_px / scaled[1])
+        self.margin = tuple((side - length) // 2 / STRIDE for length in scaled)
+
+    def box(self, ends: NDArray[np.float32]) -> tuple[int, int, int, int] | None:
+        """Left, top, right, bottom in cells -> a box in the frame; None when nothing is left."""
+        left, right = (self._pixel(float(end), 0, self.width_px) for end in ends[::2])
+        top, bottom = (self._pixel(float(end), 1, self.height_px) for end in ends[1::2])
+        if right <= left or bottom <= top:
+            return None
+        return left, top, right - left, bottom - top
+
+    def _pixel(self, end: float, axis: int, limit: int) -> int:
+        return min(max(round((end - self.margin[axis]) * self.step[axis]), 0), limit)
+
+    def mask(
+        self, covered: NDArray[np.float32], box: tuple[int, int, int, int]
+    ) -> NDArray[np.bool_]:
+        """The pill map (C, C) above its threshold, at the pixels of a box."""
+        x, y, width, height = box
+        matrix = np.array(
+            [
+                [1 / self.step[0], 0, (x + 0.5) / self.step[0] + self.margin[0] - 0.5],
+                [0, 1 / self.step[1], (y + 0.5) / self.step[1] + self.margin[1] - 0.5],
+            ]
+        )
+        shares = cv2.warpAffine(
+            covered.astype(np.float32), matrix, (width, height),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE,
+        )  # fmt: skip
+        mask: NDArray[np.bool_] = shares >= _PILL_CELL
+        return mask
