@@ -1,0 +1,178 @@
+"""The locator on real photos, composed scenes and clutter, beside a classical baseline.
+
+    PILLTRACK_REAL_DATA=<folder of phone_pills.zip> \\
+    python benchmarks/locate.py --model artifacts/locate/locator.tflite [--prepared DIR]
+
+Prints a Markdown table and, with --json, writes the figures. Real photos are those of the splits
+val and test, which no training or choice has seen; without the variable they are left out.
+Composed scenes hold validation pills of DIR (artifacts/prepare), or rendered pills if there is
+none. The baseline is what OpenCV alone does: difference from the local background, adaptive
+threshold, distance transform, watershed. Needs the training install.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pilltrack.core.image import decode_image
+from pilltrack.core.locate import Locator
+from pilltrack.pipeline.detections import Boxes, boxes_of, score_frame, summary
+from pilltrack.pipeline.locator_data import cut_outs, rendered_cut_outs, scene_of
+from pilltrack.pipeline.table import load_images
+
+Frame = NDArray[np.uint8]
+Finder = Callable[[Frame], tuple[Boxes, list[float]]]
+LONGER_SIDE_PX = 640
+SEED = 20_000  # no training run uses these scenes
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True, metavar="FILE.tflite")
+    parser.add_argument("--prepared", type=Path, default=Path("artifacts/prepare"))
+    parser.add_argument("--scenes", type=int, default=500, help="of each kind (500)")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+    locator = Locator(arguments.model, threads=2)
+
+    def learned(frame: Frame) -> tuple[Boxes, list[float]]:
+        return boxes_of(locator.locate(frame))
+
+    finders: dict[str, Finder] = {"locator": learned, "OpenCV": classical}
+    results: list[dict[str, Any]] = []
+    for name, frames in _test_sets(arguments.prepared, arguments.scenes):
+        kept = list(frames)
+        for finder, find in finders.items():
+            scores = [score_frame(*find(frame), boxes) for frame, boxes in kept]
+            results.append({"set": name, "finder": finder, **summary(scores)})
+    timings = _timings(arguments.model)
+    report = {"results": results, "latency_ms": timings, "bytes": arguments.model.stat().st_size}
+    print(_markdown(results, timings))
+    print(json.dumps(report))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def classical(frame: Frame) -> tuple[Boxes, list[float]]:
+    """Find convex things that differ from their surroundings; touching ones by watershed."""
+    scale = LONGER_SIDE_PX / max(frame.shape[:2])
+    small = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    lab = cv2.cvtColor(small, cv2.COLOR_RGB2LAB)
+    differs = np.asarray(cv2.absdiff(lab, cv2.medianBlur(lab, 151)), np.uint8).max(axis=2)
+    differs = cv2.GaussianBlur(differs, (0, 0), 1.5)
+    lowest = cv2.threshold(differs, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)[0]
+    local = cv2.adaptiveThreshold(
+        differs, 255, cv2.ADAPTIVE_THRESH_GAUSSIAN_C, cv2.THRESH_BINARY, 151, -2
+    )
+    mask = np.where((local > 0) & (differs > 0.7 * lowest), 255, 0).astype(np.uint8)
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (7, 7))
+    mask = cv2.morphologyEx(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, disc), cv2.MORPH_OPEN, disc)
+    depth = cv2.distanceTransform(mask, cv2.DIST_L2, 5)
+    ridge = cv2.dilate(depth, np.ones((25, 25), np.uint8))
+    seeds = ((depth > 0.7 * ridge) & (depth > 4)).astype(np.uint8)
+    count, parts = cv2.connectedComponents(seeds)
+    markers = np.where(mask > 0, np.asarray(parts), count).astype(np.int32)
+    markers = cv2.watershed(small, markers)
+    boxes, sure = [], []
+    for number in range(1, count):
+        part = (markers == number).astype(np.uint8)
+        contours, _ = cv2.findContours(part, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        if not contours:
+            continue
+        outline = max(contours, key=cv2.contourArea)
+        area = cv2.contourArea(outline)
+        solid = area / max(cv2.contourArea(cv2.convexHull(outline)), 1)
+        if 0.0004 < area / part.size < 0.15 and solid > 0.88:
+            boxes.append([side / scale for side in cv2.boundingRect(outline)])
+            sure.append(float(solid))
+    return np.array(boxes, np.float64).reshape(-1, 4), sure
+
+
+def _test_sets(
+    prepared: Path, n_scenes: int
+) -> Iterator[tuple[str, Iterable[tuple[Frame, Boxes]]]]:
+    folder = os.environ.get("PILLTRACK_REAL_DATA")
+    if folder:
+        photos = [list(_photos(Path(folder) / "phone_pills.zip", part)) for part in ("val", "test")]
+        yield "phone val", photos[0]
+        yield "phone test", photos[1]
+        yield "phone val+test", photos[0] + photos[1]
+    cutouts = []
+    if (prepared / "images.csv").is_file():
+        rows = [row for row in load_images(prepared) if row.split == "validation"]
+        cutouts = cut_outs(prepared, rows)
+    cutouts = cutouts or rendered_cut_outs(100, SEED)
+    for name, n_pills in (("composed", None), ("composed, 32 pills", 32), ("clutter", 0)):
+        scenes = (
+            scene_of(
+                cutouts,
+                LONGER_SIDE_PX // 2,
+                (SEED, 0 if n_pills is None else 1 + n_pills, n),
+                n_pills,
+            )
+            for n in range(n_scenes)
+        )
+        yield name, ((scene.frame, scene.boxes.astype(np.float64)) for scene in scenes)
+
+
+def _photos(archive: Path, split: str) -> Iterator[tuple[Frame, Boxes]]:
+    """Photos of a split and their boxes: YOLO labels (class x y w h, relative to the frame)."""
+    with zipfile.ZipFile(archive) as file:
+        for name in sorted(file.namelist()):
+            if f"images/{split}/" not in name or name.endswith("/"):
+                continue
+            frame = decode_image(file.read(name), name=name)
+            label = str(Path(name.replace("images/", "labels/")).with_suffix(".txt"))
+            lines = file.read(label).decode().split("\n")
+            centred = np.array([line.split()[1:5] for line in lines if line.strip()], np.float64)
+            centred = centred.reshape(-1, 4) * np.tile(frame.shape[1::-1], 2)
+            centred[:, :2] -= centred[:, 2:] / 2
+            yield frame, centred
+
+
+def _timings(model: Path) -> dict[str, float]:
+    """Median and 99th percentile of a 640 x 480 frame with 20 pills, whole path."""
+    scene = scene_of(rendered_cut_outs(20, SEED), LONGER_SIDE_PX, (SEED, 99), 20)
+    frame = cv2.resize(scene.frame, (640, 480), interpolation=cv2.INTER_AREA)
+    timings = {}
+    for threads in (1, 2):
+        locator = Locator(model, threads=threads)
+        durations = []
+        for _ in range(220):
+            start = time.perf_counter()
+            locator.locate(frame)
+            durations.append(1000 * (time.perf_counter() - start))
+        timings[f"threads_{threads}_p50"] = float(np.median(durations[20:]))
+        timings[f"threads_{threads}_p99"] = float(np.quantile(durations[20:], 0.99))
+    return timings
+
+
+def _markdown(results: list[dict[str, Any]], timings: dict[str, float]) -> str:
+    lines = [
+        "| frames | finder | n | pills | recall | precision | AP50 | exact count | false finds |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in results:
+        shares = [row[k] for k in ("recall", "precision", "ap50", "exact_count", "false_finds")]
+        figures = " | ".join(f"{100 * share:.1f} %" for share in shares)
+        lines.append(
+            f"| {row['set']} | {row['finder']} | {row['frames']} | {row['pills']} | {figures} |"
+        )
+    lines += ["", *(f"{name}: {value:.2f} ms" for name, value in timings.items())]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""A cut-out pill as it lies in a scene: at its size and angle, with its near side, in the light.
+
+Studio photos and rendered faces show a pill from straight above in even light. Here it is turned,
+foreshortened, given the side wall that a slanted look shows, and lit like the scene around it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+
+from pilltrack.pipeline.capture import Light, Photo
+from pilltrack.pipeline.surfaces import Field
+
+CUTOUT_PX = 112  # longer side of a kept cut-out: as large as most pills in a scene become
+
+
+def trimmed(cutout: Photo) -> Photo:
+    """A cut-out (H, W, 4) as scenes take it: no empty border, at most CUTOUT_PX long."""
+    left, top, width, height = cv2.boundingRect(np.ascontiguousarray(cutout[..., 3]))
+    tight = cutout[top : top + height, left : left + width]
+    scale = CUTOUT_PX / max(width, height, 1)
+    if scale >= 1:
+        return np.ascontiguousarray(tight)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small: Photo = cv2.resize(tight, size, interpolation=cv2.INTER_AREA)
+    return small
+
+
+def turned(cutout: Photo, length_px: float, squeeze: float, rng: np.random.Generator) -> Field:
+    """A cut-out at its size and angle: (h, w, 4) float32, colours premultiplied, opacity 0 to 1."""
+    height, width = cutout.shape[:2]
+    scale = length_px / max(height, width)
+    alpha = cutout[..., 3:].astype(np.float32) / np.float32(255)
+    colours = cutout[..., :3].astype(np.float32)
+    if rng.random() < 0.3:  # other dyes than the cut-outs have
+        colours = colours[..., rng.permutation(3)] * rng.uniform(0.6, 1.2, 3).astype(np.float32)
+    source = np.concatenate([colours * alpha, alpha], axis=2).astype(np.float32)
+    if scale < 0.75:
+        small = (max(2, round(width * scale * 1.3)), max(2, round(height * scale * 1.3)))
+        source = cv2.resize(source, small, interpolation=cv2.INTER_AREA).astype(np.float32)
+    height_s, width_s = source.shape[:2]
+    scale = length_px / max(height_s, width_s)
+    angle = rng.uniform(0, 2 * math.pi)
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    matrix = np.diag([1, squeeze]) @ turn * scale
+    reach = np.abs(matrix) @ np.array([width_s, height_s]) / 2 + 1.5
+    size = np.ceil(2 * reach).astype(int)
+    middle = (size - 1) / 2 - matrix @ np.array([width_s - 1, height_s - 1]) / 2
+    placed: Field = cv2.warpAffine(
+        source, np.hstack([matrix, middle[:, None]]), (int(size[0]), int(size[1]))
+    ).astype(np.float32)
+    return _with_wall(placed, length_px, squeeze, rng)
+
+
+def lit(
+    colours: Field,
+    opacity: Field,
+    light: Light,
+    lift: float,
+    length_px: float,
+    rng: np.random.Generator,
+) -> Field:
+    """Premultiplied colours in the scene's light: a bright and a dark side, at times glare."""
+    dome = cv2.GaussianBlur(opacity, (0, 0), max(0.7, length_px * rng.uniform(0.04, 0.1)))
+    step = max(1.0, 0.05 * length_px)
+    move = np.array([[1, 0, -light.x * step], [0, 1, -light.y * step]], np.float32)
+    slope = dome - cv2.warpAffine(dome, move, dome.shape[1::-1])
+    gain = np.float32(lift * rng.uniform(0.9, 1.1)) * (1 - np.float32(rng.uniform(0.1, 1)) * slope)
+    lit = colours * gain[..., None]
+    if rng.random() < 0.4:
+        height, width = opacity.shape
+        spot = np.zeros((height, width), np.float32)
+        off = rng.uniform(0.05, 0.25) * length_px
+        at = (round(width / 2 + light.x * off), round(height / 2 + light.y * off))
+        axes = np.maximum(1, length_px * rng.uniform(0.03, 0.15, 2)).round().astype(int).tolist()
+        cv2.ellipse(spot, at, axes, rng.uniform(0, 180), 0, 360, [1.0], -1)
+        spot = cv2.GaussianBlur(spot, (0, 0), max(0.5, 0.03 * length_px))
+        lit += (spot * opacity * np.float32(rng.uniform(40, 230)))[..., None]
+    result: Field = np.minimum(lit, 255 * opacity[..., None]).astype(np.float32)
+    return result
+
+
+def _with_wall(face: Field, length_px: float, squeeze: float, rng: np.random.Generator) -> Field:
+    """The near side of a pill seen at a slant: its outline drawn out downwards, darker."""
+    wall_px = round(0.3 * length_px * math.sqrt(1 - squeeze**2) * rng.uniform(0, 1))
+    if wall_px < 1:
+        return face
+    face = np.pad(face, ((0, wall_px), (0, 0), (0, 0)))
+    wall = face[..., 3]
+    for step in range(1, wall_px + 1):
+        wall = np.maximum(wall, np.roll(face[..., 3], step, axis=0))
+    colour = face.sum((0, 1)) / max(float(face[..., 3].sum()), 1.0)
+    colour[:3] *= rng.uniform(0.5, 0.95)
+    rest = (wall * (1 - face[..., 3]))[..., None]
+    whole: Field = (face + rest * colour).astype(np.float32)
+    return whole

@@ -1,0 +1,224 @@
+"""The locator's targets, loss, scores and stage, on scenes small enough for seconds."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pilltrack.core.errors import GateFailed, StageFailed
+from pilltrack.core.locate import STRIDE, Locator, find_pills
+from pilltrack.pipeline.capture import Photo
+from pilltrack.pipeline.detections import average_precision, boxes_of, score_frame, summary
+from pilltrack.pipeline.locate import (
+    LocateParams,
+    check,
+    export_locator,
+    gate,
+    main,
+    train,
+)
+from pilltrack.pipeline.locator_data import example, rendered_cut_outs, scene_of
+from pilltrack.pipeline.locator_net import LocatorNet, locator_loss, targets_of
+
+SETTINGS = LocateParams(
+    seed=3,
+    input_size_px=96,
+    rendered_pills=4,
+    steps=4,
+    scenes_per_step=2,
+    learning_rate=0.002,
+    weight_decay=0.0001,
+    warmup_share=0.25,
+    precision="fp32",
+    workers=0,
+    checkpoint_every_s=0.001,
+    calibration_scenes=2,
+    validation_scenes=2,
+    min_ap50=0.0,
+    max_false_finds=1.0,
+)
+
+
+@pytest.fixture(scope="module")
+def cutouts() -> list[Photo]:
+    return rendered_cut_outs(SETTINGS.rendered_pills, SETTINGS.seed)
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_perfect_answers_are_read_back_as_the_scene(cutouts: list[Photo], number: int) -> None:
+    scene = scene_of(cutouts, 320, (1, number), 12)
+    height, width = scene.labels.shape
+    _, maps, _ = example(scene, 320)
+    found = find_pills(maps, height, width)
+    score = score_frame(*boxes_of(found), scene.boxes.astype(np.float64))
+    assert score.right.all()
+    assert len(found) >= score.n_pills - 1  # of two in a heap, one may hide the other's middle
+
+
+def test_targets_of_a_square_pill_are_as_computed_by_hand() -> None:
+    labels = np.zeros((32, 32), np.uint8)
+    labels[8:20, 4:16] = 1
+    maps, weights = targets_of(labels, np.array([[4, 8, 12, 12]]))
+    assert maps[3, 2, 0] == 1
+    assert (maps[..., 0] == 1).sum() == 1
+    assert maps[..., 1].sum() == 9
+    assert (maps[3, 2, 2:] ** 2 * 32).tolist() == pytest.approx([6, 6, 6, 6], abs=1e-4)
+    assert weights.sum() == pytest.approx(1)
+
+
+def test_every_pill_has_exactly_the_weight_of_one(cutouts: list[Photo]) -> None:
+    scene = scene_of(cutouts, 160, (2, 0), 8)
+    _, _, weights = example(scene, 160)
+    assert weights.sum() == pytest.approx(len(scene.boxes), abs=0.5)
+
+
+def test_loss_falls_towards_the_right_answer(cutouts: list[Photo]) -> None:
+    _, maps, weights = example(scene_of(cutouts, 96, (4, 1), 5), 96)
+    targets, shares = torch.from_numpy(maps)[None], torch.from_numpy(weights)[None]
+    right = torch.logit(targets.clamp(1e-3, 1 - 1e-3)).permute(0, 3, 1, 2)
+    half_right = 0.5 * right
+    losses = [float(locator_loss(x, targets, shares)) for x in (right, half_right, 0 * right)]
+    assert losses == sorted(losses)
+    assert losses[0] < 0.3 * losses[2]
+
+
+def test_loss_is_finite_without_pills() -> None:
+    logits = torch.zeros(1, 6, 8, 8, requires_grad=True)
+    loss = locator_loss(logits, torch.zeros(1, 8, 8, 6), torch.zeros(1, 8, 8))
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert torch.isfinite(loss)
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+def test_maps_are_a_quarter_of_the_input_and_between_0_and_1() -> None:
+    with torch.no_grad():
+        maps = LocatorNet().eval()(torch.full((2, 64, 64, 3), 255.0))
+    assert maps.shape == (2, 64 // STRIDE, 64 // STRIDE, 6)
+    assert maps.min() >= 0
+    assert maps.max() <= 1
+
+
+def test_stopped_training_goes_on_to_the_same_weights(cutouts: list[Photo], tmp_path: Path) -> None:
+    whole, halted = seeded_net(), seeded_net()
+    history = train(whole, cutouts, SETTINGS, tmp_path / "whole.pt", "run")
+
+    class Stopped(Exception):
+        pass
+
+    calls = 0
+    forward = halted.logits
+
+    def stopping(images: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise Stopped
+        return forward(images)
+
+    halted.logits = stopping  # type: ignore[method-assign]
+    with pytest.raises(Stopped):
+        train(halted, cutouts, SETTINGS, tmp_path / "halted.pt", "run")
+    resumed = seeded_net()
+    again = train(resumed, cutouts, SETTINGS, tmp_path / "halted.pt", "run")
+    assert again == history
+    for some, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(some, other)
+
+
+def test_a_checkpoint_of_another_run_is_left_alone(cutouts: list[Photo], tmp_path: Path) -> None:
+    train(seeded_net(), cutouts, SETTINGS, tmp_path / "a.pt", "one")
+    history = train(seeded_net(), cutouts, SETTINGS, tmp_path / "a.pt", "another")
+    assert history[-1]["step"] == SETTINGS.steps
+
+
+def test_training_without_pills_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(StageFailed, match="rendered_pills"):
+        train(LocatorNet(), [], SETTINGS, tmp_path / "a.pt", "run")
+
+
+def test_exported_locator_answers_like_the_network_and_survives_any_frame(
+    cutouts: list[Photo], tmp_path: Path
+) -> None:
+    net, model = lively_net(cutouts), tmp_path / "locator.tflite"
+    export_locator(net, cutouts, SETTINGS, model)
+    assert model.stat().st_size < 2_000_000
+    locator = Locator(model)
+    scene = scene_of(cutouts, 96, (9, 9), 4)
+    pixels, _, _ = example(scene, 96)
+    with torch.no_grad():
+        wanted = net(torch.from_numpy(pixels)[None].float())[0].numpy()
+    answers = locator.maps(scene.frame)
+    assert np.corrcoef(answers.ravel(), wanted.ravel())[0, 1] > 0.95  # 8 bits of noise
+    rng = np.random.default_rng(0)
+    for shape in ((1, 1, 3), (1, 5000, 3), (3000, 4000, 3), (37, 11, 3)):
+        for frame in (
+            np.zeros(shape, np.uint8),
+            np.full(shape, 255, np.uint8),
+            rng.integers(0, 256, shape, dtype=np.uint8),
+        ):
+            some, other = locator.locate(frame), locator.locate(frame)
+            assert [pill.box for pill in some] == [pill.box for pill in other]
+    with pytest.raises(ValueError, match="crop has shape"):
+        locator.locate(np.zeros((0, 4, 3), np.uint8))
+    metrics = check(locator, cutouts, SETTINGS)
+    assert metrics["scenes"] == 2
+    assert 0 <= metrics["ap50"] <= 1
+
+
+def test_stage_writes_model_history_and_metrics(tiny_artifacts: Path) -> None:
+    main(SETTINGS, tiny_artifacts)
+    out = tiny_artifacts / "locate"
+    assert Locator(out / "locator.tflite").input_size_px == SETTINGS.input_size_px
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["int8_bytes"] == (out / "locator.tflite").stat().st_size
+    assert (out / "history.csv").read_text().splitlines()[-1].startswith("4,")
+    assert not (tiny_artifacts / ".checkpoints" / "locate.pt").exists()
+
+
+def test_a_locator_that_finds_nothing_fails_the_gate() -> None:
+    strict = SETTINGS.model_copy(update={"min_ap50": 0.9, "max_false_finds": 0.02})
+    with pytest.raises(GateFailed, match=r"AP50 0\.400"):
+        gate({"ap50": 0.4, "false_finds": 0.0}, strict)
+    with pytest.raises(GateFailed, match=r"5\.0%"):
+        gate({"ap50": 0.95, "false_finds": 0.05}, strict)
+    gate({"ap50": 0.9, "false_finds": 0.02}, strict)
+
+
+def test_average_precision_as_computed_by_hand() -> None:
+    pills = np.array([[0.0, 0, 10, 10], [20, 0, 10, 10]])
+    found = np.array([[0.0, 0, 10, 10], [50, 50, 10, 10], [20, 0, 10, 10]])
+    frame = score_frame(found, [0.9, 0.8, 0.7], pills)
+    assert frame.right.tolist() == [True, False, True]
+    assert average_precision([frame]) == pytest.approx((1 + 2 / 3) / 2)
+    assert summary([frame])["false_finds"] == 1
+
+
+def test_a_pill_found_twice_counts_once() -> None:
+    pills = np.array([[0.0, 0, 10, 10]])
+    frame = score_frame(np.repeat(pills, 2, axis=0), [0.5, 0.5], pills)
+    assert frame.right.tolist() == [True, False]
+
+
+def lively_net(cutouts: list[Photo]) -> LocatorNet:
+    """Untrained, but with the activations of a trained network: as large as batch norms make them.
+
+    Without their statistics activations are so small that the biases overflow their codes.
+    """
+    net = seeded_net()
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.5
+    torch.nn.init.normal_(net.head[1].weight, std=0.2)  # type: ignore[arg-type]
+    frames = [example(scene_of(cutouts, 96, (8, n), 4), 96)[0] for n in range(4)]
+    with torch.no_grad():
+        for _ in range(8):
+            net(torch.from_numpy(np.stack(frames)).float())
+    return net.eval()
+
+
+def seeded_net() -> LocatorNet:
+    torch.manual_seed(0)
+    return LocatorNet()
