@@ -3,7 +3,7 @@
     python benchmarks/camera_conditions.py artifacts/convert/model.tflite \\
         artifacts/distill/student.safetensors --split validation
 
-The gallery holds one studio photo for each side of every pill that is not a stranger; each photo
+Every pill that is not a stranger is enrolled with one studio photo for each side; each photo
 of a new pill of the split, and of a stranger, is captured once under each camera. `counter` is
 `capture` of params.yaml; the other cameras change what their name says. Models are chosen by the
 average on validation pills, never by one camera or by test pills.
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from pilltrack.core.embedder import Embedder, open_embedder
+from pilltrack.core.enrol import embed_references
 from pilltrack.core.image import read_image
 from pilltrack.core.metrics import auroc, fnir_at_fpir
 from pilltrack.pipeline.cohorts import cohort_of
@@ -86,7 +87,7 @@ def under_camera(
 ) -> dict[str, float]:
     """FIGURES for captures by one camera."""
     enrolled = [row for row in rows if row.role != "stranger"]
-    references = embedder_on_photos(embedder, enrolled, prepared)
+    references = embedded_references(embedder, enrolled, prepared)
     pills = [row.pill for row in enrolled]
     shots = [
         Shot(row, seed)
@@ -107,14 +108,13 @@ def under_camera(
     return _figures(outcomes, strangers, both)
 
 
-def embedder_on_photos(embedder: Embedder, rows: list[ImageRow], prepared: Path) -> Any:
-    """Embeddings (N, D) of the photos themselves."""
+def embedded_references(embedder: Embedder, rows: list[ImageRow], prepared: Path) -> Any:
+    """Embeddings (N, D) to enrol the photos with."""
+    batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
     return np.concatenate(
         [
-            embedder.embed(
-                [read_image(prepared / row.image) for row in rows[start : start + BATCH]]
-            )
-            for start in range(0, len(rows), BATCH)
+            embed_references(embedder, [read_image(prepared / row.image) for row in batch])
+            for batch in batches
         ]
     )
 
