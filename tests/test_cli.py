@@ -15,6 +15,7 @@ from pilltrack.cli import STAGES, main
 from pilltrack.core import identify
 from pilltrack.core.bundle import write_bundle
 from pilltrack.core.embedder import open_embedder
+from pilltrack.core.enrol import quarter_turns
 from pilltrack.core.gallery import Gallery
 from pilltrack.core.image import read_image
 from pilltrack.core.local import LocalReferences
@@ -323,11 +324,12 @@ def test_evaluate_folder_prints_recall_and_counts(
 
 
 def photos(directory: Path, n_photos: int) -> list[str]:
-    """Write photos of noise, 1.png and so on, and name them."""
+    """Write photos of noise that look alike in all turns, 1.png and so on, and name them."""
     paths = [directory / f"{i}.png" for i in range(1, n_photos + 1)]
     for i, path in enumerate(paths):
         noise = np.random.default_rng(i).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(path)
+        alike = np.mean(quarter_turns(noise), axis=0).astype(np.uint8)
+        Image.fromarray(alike).save(path)
     return [str(path) for path in paths]
 
 
