@@ -22,6 +22,8 @@ def tiny_params() -> Params:
         "epochs": 3,
         "pills_per_batch": 6,
         "photos_per_pill": 2,
+        "variants_per_pill": 1,
+        "views_per_photo": 1,
         "workers": 0,
         "checkpoint_every_s": 1000,
     }

@@ -29,6 +29,10 @@ def _row(pill: str, side: str, number: int) -> ImageRow:
     return ImageRow(name, pill, side, "s", "real", name, "train", "fit")  # type: ignore[arg-type]
 
 
+def _labels(rows: list[ImageRow]) -> list[tuple[int, int]]:
+    return Captures(Path(), rows, [32], CAPTURE).labels
+
+
 def _rows(n_pills: int, photos: int) -> list[ImageRow]:
     return [
         _row(f"p{pill}", side, n)
@@ -48,7 +52,9 @@ def test_each_batch_holds_the_promised_photos_of_distinct_appearances(
     n_pills: int, photos: int, per_batch: int, per_pill: int
 ) -> None:
     rows = _rows(n_pills, photos)
-    plan = batch_plan(rows, pills_per_batch=per_batch, photos_per_pill=per_pill, seed=3, epoch=0)
+    plan = batch_plan(
+        _labels(rows), pills_per_batch=per_batch, photos_per_pill=per_pill, seed=3, epoch=0
+    )
     looks = 2 * n_pills
     assert len(plan) == max(looks // per_batch, 1)
     seen: list[str] = []
@@ -61,7 +67,7 @@ def test_each_batch_holds_the_promised_photos_of_distinct_appearances(
 
 def test_photos_repeat_only_when_there_are_too_few() -> None:
     rows = _rows(4, 3)
-    plan = batch_plan(rows, pills_per_batch=8, photos_per_pill=3, seed=0, epoch=0)
+    plan = batch_plan(_labels(rows), pills_per_batch=8, photos_per_pill=3, seed=0, epoch=0)
     (batch,) = plan
     assert len({index for index, _ in batch}) == len(rows)
 
@@ -70,7 +76,7 @@ def test_epochs_differ_and_the_same_epoch_repeats() -> None:
     rows = _rows(6, 2)
 
     def plan(epoch: int) -> list[list[tuple[int, int]]]:
-        return batch_plan(rows, pills_per_batch=4, photos_per_pill=2, seed=0, epoch=epoch)
+        return batch_plan(_labels(rows), pills_per_batch=4, photos_per_pill=2, seed=0, epoch=epoch)
 
     assert plan(1) == plan(1)
     assert plan(1) != plan(2)
@@ -78,7 +84,7 @@ def test_epochs_differ_and_the_same_epoch_repeats() -> None:
 
 def test_the_shares_of_all_processes_make_up_each_batch() -> None:
     rows = _rows(6, 2)
-    plan = batch_plan(rows, pills_per_batch=4, photos_per_pill=2, seed=0, epoch=0)
+    plan = batch_plan(_labels(rows), pills_per_batch=4, photos_per_pill=2, seed=0, epoch=0)
     shares = [shares_of_rank(plan, rank, 2) for rank in range(2)]
     for batch, even, odd in zip(plan, *shares, strict=True):
         assert batch[0::2] == even
@@ -102,7 +108,7 @@ def test_the_number_of_workers_does_not_change_a_pixel(
 ) -> None:
     directory, rows = photos
     captures = Captures(directory, rows, [48, 32], CAPTURE)
-    plan = batch_plan(rows, pills_per_batch=4, photos_per_pill=2, seed=5, epoch=0)
+    plan = batch_plan(_labels(rows), pills_per_batch=4, photos_per_pill=2, seed=5, epoch=0)
     for none, two in zip(
         load_batches(captures, plan, 0), load_batches(captures, plan, 2), strict=True
     ):
@@ -118,3 +124,17 @@ def test_labels_tell_pills_and_sides_apart(photos: tuple[Path, list[ImageRow]]) 
     pills, looks = zip(*labels, strict=True)
     assert len(set(pills)) == 2
     assert len(set(looks)) == 4
+
+
+def test_variants_are_pills_of_their_own_in_every_batch(
+    photos: tuple[Path, list[ImageRow]],
+) -> None:
+    directory, rows = photos
+    captures = Captures(directory, rows, [32], CAPTURE, variants=3)
+    pills, looks = zip(*captures.labels, strict=True)
+    assert (len(captures.labels), len(set(pills)), len(set(looks))) == (12, 6, 12)
+    assert len({pills[2 * 3 + n] for n in range(3)} & {pills[n] for n in range(3)}) == 0
+    own, recoloured = (captures[(index, 7)][0][0].float().mean((0, 1)) for index in (0, 1))
+    plain = Captures(directory, rows, [32], CAPTURE)[(0, 7)][0][0].float().mean((0, 1))
+    assert own.equal(plain)
+    assert (own - recoloured).abs().max() > 5

@@ -20,10 +20,12 @@ from pilltrack.core.preprocess import to_model_input
 from pilltrack.pipeline.capture import cut_out, simulate_capture
 from pilltrack.pipeline.params import CaptureParams
 from pilltrack.pipeline.table import ImageRow
+from pilltrack.pipeline.variants import variant_of
 
 CAPTURE_PX = 224  # like a crop from a camera; the embedder resizes it as on the device
 
-Item = tuple[int, int]  # (row index, capture seed)
+Item = tuple[int, int]  # (index of a photo among the captures, capture seed)
+Label = tuple[int, int]  # (pill number, appearance number)
 Batch = tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]  # images by size, pills, appearances
 
 
@@ -33,7 +35,7 @@ def appearance_of(row: ImageRow) -> str:
 
 
 def batch_plan(
-    rows: Sequence[ImageRow],
+    labels: Sequence[Label],
     *,
     pills_per_batch: int,
     photos_per_pill: int,
@@ -42,13 +44,14 @@ def batch_plan(
 ) -> list[list[Item]]:
     """All batches of one epoch: each appearance once, with `photos_per_pill` photos of it.
 
-    Photos of an appearance are drawn without repetition while there are enough, else repeated
-    (each time captured anew). The last, smaller batch is dropped unless it is the only one.
+    `labels` are those of `Captures`. Photos of an appearance are drawn without repetition while
+    there are enough, else repeated (each time captured anew). The last, smaller batch is dropped
+    unless it is the only one.
     """
     rng = np.random.default_rng([seed, epoch])
-    indices: dict[str, list[int]] = {}
-    for index, row in enumerate(rows):
-        indices.setdefault(appearance_of(row), []).append(index)
+    indices: dict[int, list[int]] = {}
+    for index, (_, appearance) in enumerate(labels):
+        indices.setdefault(appearance, []).append(index)
     appearances = sorted(indices)
     rng.shuffle(appearances)
     full = len(appearances) - len(appearances) % pills_per_batch
@@ -69,11 +72,13 @@ def _draw(indices: list[int], count: int, rng: np.random.Generator) -> list[int]
 
 
 class Captures(torch.utils.data.Dataset[tuple[list[torch.Tensor], int, int]]):
-    """Simulated captures of prepared photos, addressed by (row index, capture seed).
+    """Simulated captures of prepared photos, addressed by (index, capture seed).
 
-    `labels` holds (pill number, appearance number) of each row. Each item is (one uint8 tensor
-    (S, S, 3) for each size, pill number, appearance number). The first size is the one
-    photographed; others are made from it by the device's own resize.
+    Of `variants` looks of each pill (see `pipeline.variants`) the first is the pill itself, the
+    others are pills of their own: photo `index` is row `index // variants`, in the look
+    `index % variants`. `labels` holds (pill number, appearance number) of each. An item is (one
+    uint8 tensor (S, S, 3) for each size, pill number, appearance number). The first size is the
+    one photographed; others are made from it by the device's own resize.
     """
 
     def __init__(
@@ -82,27 +87,53 @@ class Captures(torch.utils.data.Dataset[tuple[list[torch.Tensor], int, int]]):
         rows: Sequence[ImageRow],
         sizes_px: Sequence[int],
         settings: CaptureParams,
+        variants: int = 1,
     ) -> None:
-        self.directory, self.rows = directory, rows
+        self.directory, self.rows, self.variants = directory, rows, variants
         self.sizes_px, self.settings = sizes_px, settings
         pills = {pill: n for n, pill in enumerate(sorted({row.pill for row in rows}))}
         looks = {look: n for n, look in enumerate(sorted({appearance_of(r) for r in rows}))}
-        self.labels = [(pills[row.pill], looks[appearance_of(row)]) for row in rows]
+        self.labels: list[Label] = [
+            (pills[row.pill] * variants + variant, looks[appearance_of(row)] * variants + variant)
+            for row in rows
+            for variant in range(variants)
+        ]
 
     def __getitem__(self, item: Item) -> tuple[list[torch.Tensor], int, int]:
         index, seed = item
-        photo = read_image(self.directory / self.rows[index].image)
-        view = captured(photo, self.sizes_px[0], self.settings, seed)
+        photo = read_image(self.directory / self._row(index).image)
+        variant = (self._row(index).pill, index % self.variants)
+        view = captured(photo, self.sizes_px[0], self.settings, seed, variant=variant)
         views = [torch.from_numpy(to_model_input(view, size_px)) for size_px in self.sizes_px]
         return views, *self.labels[index]
 
+    def photo(self, index: int) -> NDArray[np.uint8]:
+        """The photo (H, W, 3) uint8 itself, in its look."""
+        row = self._row(index)
+        return variant_of(read_image(self.directory / row.image), row.pill, index % self.variants)
+
+    def _row(self, index: int) -> ImageRow:
+        return self.rows[index // self.variants]
+
 
 def captured(
-    photo: NDArray[np.uint8], size_px: int, settings: CaptureParams, seed: int
+    photo: NDArray[np.uint8],
+    size_px: int,
+    settings: CaptureParams,
+    seed: int,
+    *,
+    variant: tuple[str, int] = ("", 0),
 ) -> NDArray[np.uint8]:
-    """One simulated capture (size_px, size_px, 3) of a photo; the same seed, the same pixels."""
+    """One simulated capture (size_px, size_px, 3) of a photo; the same seed, the same pixels.
+
+    `variant`: the pill's name and which of its variants is photographed (0: the pill itself).
+    """
     pill = cut_out(photo)
-    colours, alpha = (photo, None) if pill is None else (pill[..., :3], pill[..., 3])
+    if pill is None:
+        colours, alpha = variant_of(photo, *variant), None
+    else:
+        look = variant_of(pill, *variant)
+        colours, alpha = look[..., :3], look[..., 3]
     return simulate_capture(colours, alpha, size_px, settings, np.random.default_rng(seed))
 
 

@@ -64,9 +64,9 @@ def distill(params: Params, artifacts: Path, process: Process) -> None:
     rows = [row for row in load_images(prepared) if row.role == "fit"]
     teacher_file = artifacts / "train" / "teacher.safetensors"
     teacher, teacher_px = load_network(teacher_file)
-    _require_able(teacher, teacher_px, params, prepared)
     teacher.requires_grad_(False)
     place(teacher, process.device)
+    _require_able(teacher, teacher_px, params, prepared)
     torch.manual_seed(settings.seed)
     net = EmbeddingNet(
         settings.backbone,
@@ -97,7 +97,13 @@ def distill(params: Params, artifacts: Path, process: Process) -> None:
     history = fit(
         net,
         loss_of_batch,
-        Captures(prepared, rows, [teacher_px, settings.input_size_px], params.capture),
+        Captures(
+            prepared,
+            rows,
+            [teacher_px, settings.input_size_px],
+            params.capture,
+            settings.variants_per_pill,
+        ),
         settings,
         process,
         checkpoint=checkpoint,

@@ -1,13 +1,15 @@
 """One training loop for teacher and student: single process, or several under torchrun.
 
-The loop is deterministic and can be stopped at any step: what a step does follows from the
-settings, the epoch and the step alone, and a checkpoint holds all that changes (weights,
-optimiser, history). A run killed and started again ends with the same weights as one left alone.
+The loop can be stopped at any step: what a step does follows from the settings, the epoch and the
+step alone, and a checkpoint holds all that changes (weights, optimiser, history). On a CPU a run
+killed and started again ends with the same weights as one left alone; a GPU rounds differently
+each time.
 
 Under torchrun every process computes its share of each batch and the embeddings are gathered, so
 that the loss sees the whole batch: two processes train what one would have trained, as long as
-batch norms keep their statistics (`batch_norm: eval`); in train mode each process normalises
-over its own share.
+batch norms keep their statistics (`batch_norm: eval`) and each capture is seen once
+(`views_per_photo: 1`); in train mode each process normalises over its own share, and further views
+are drawn by each process for itself.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from pilltrack.pipeline.depthwise import fast_depthwise
 from pilltrack.pipeline.models import place
 from pilltrack.pipeline.params import DistillParams, TrainParams
 from pilltrack.pipeline.table import write_csv
+from pilltrack.pipeline.views import several_views
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +111,9 @@ def fit(
     ignored. Delete the checkpoint once the result is written: a finished one would be taken for
     this run's. Raises StageFailed when the loss is not finite.
     """
-    torch.use_deterministic_algorithms(True, warn_only=process.device.type == "cuda")
+    # A GPU's deterministic kernels would cost more than their promise is worth there.
+    torch.use_deterministic_algorithms(process.device.type == "cpu")
+    torch.backends.cudnn.benchmark = process.device.type == "cuda"
     place(net, process.device)
     trained = _parallel(net, process)
     optimiser = torch.optim.AdamW(
@@ -132,9 +137,10 @@ def fit(
         for group in optimiser.param_groups:
             group["lr"] = rate
         _set_mode(net, settings)
-        torch.manual_seed(hash((settings.seed, done, process.rank)))  # dropout
+        torch.manual_seed(hash((settings.seed, done, process.rank)))  # dropout and views
+        batch = _on_device(batch, process, settings.views_per_photo)
         with _autocast(settings, process), fast_depthwise(process.device):
-            loss = loss_of_batch(trained, _to_device(batch, process))
+            loss = loss_of_batch(trained, batch)
         if not math.isfinite(loss.item()):
             raise StageFailed(
                 f"{title}, step {done + 1}",
@@ -258,7 +264,7 @@ def _plan(
     captures: Captures, settings: TrainParams | DistillParams, process: Process, epoch: int
 ) -> list[list[Item]]:
     plan = batch_plan(
-        captures.rows,
+        captures.labels,
         pills_per_batch=settings.pills_per_batch,
         photos_per_pill=settings.photos_per_pill,
         seed=settings.seed,
@@ -306,10 +312,14 @@ def _autocast(settings: TrainParams | DistillParams, process: Process) -> torch.
     return torch.autocast(process.device.type, dtype=torch.bfloat16, enabled=bf16)
 
 
-def _to_device(batch: Batch, process: Process) -> Batch:
+def _on_device(batch: Batch, process: Process, views: int) -> Batch:
     images, pills, appearances = batch
     to = process.device
-    return [view.to(to).float() for view in images], pills.to(to), appearances.to(to)
+    images = [of_size.to(to).float() for of_size in images]
+    if views > 1:
+        images = several_views(images, views)
+        pills, appearances = (part.repeat_interleave(views) for part in (pills, appearances))
+    return images, pills.to(to), appearances.to(to)
 
 
 def _all_gather(values: torch.Tensor, world: int) -> list[torch.Tensor]:

@@ -76,6 +76,8 @@ class _FitParams(_Section):
     epochs: Count
     pills_per_batch: Annotated[int, Field(ge=2)]
     photos_per_pill: Annotated[int, Field(ge=2)]
+    variants_per_pill: Count  # looks of each pill: its own, and recoloured ones as other pills
+    views_per_photo: Count  # of each capture, taken on the training device
     learning_rate: Positive
     weight_decay: Annotated[float, Field(ge=0.0)]
     warmup_share: Share  # of all steps

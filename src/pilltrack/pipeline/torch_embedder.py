@@ -28,13 +28,14 @@ class TorchEmbedder:
     def embed(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Unit embeddings (N, D) float32 of RGB crops (H, W, 3) uint8."""
         parts = [np.empty((0, self.dim), np.float32)]
+        device = self.net.head.weight.device
         with torch.inference_mode():
             for start in range(0, len(crops), BATCH):
                 resized = [
                     to_model_input(c, self.input_size_px) for c in crops[start : start + BATCH]
                 ]
-                images = torch.from_numpy(np.stack(resized)).float()
-                parts.append(l2_normalise(self.net(images).numpy()))
+                images = torch.from_numpy(np.stack(resized)).to(device).float()
+                parts.append(l2_normalise(self.net(images).cpu().numpy()))
         return np.concatenate(parts)
 
 

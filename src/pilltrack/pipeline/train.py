@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pilltrack.core.image import read_image
 from pilltrack.pipeline.data import Batch, Captures
 from pilltrack.pipeline.fit import (
     Process,
@@ -57,7 +56,10 @@ def train(params: Params, artifacts: Path, process: Process) -> None:
     )
     log.info("teacher %s: %s", settings.backbone, load_starting_weights(net, settings.weights))
     freeze(net, settings.frozen)
-    captures = Captures(prepared, rows, [settings.input_size_px], params.capture)
+    captures = Captures(
+        prepared, rows, [settings.input_size_px], params.capture, settings.variants_per_pill
+    )
+    place(net, process.device)
     learner = _with_proxies(net, captures)
     place(learner, process.device)
     pair_loss = metric_loss(settings.loss)
@@ -90,15 +92,16 @@ def train(params: Params, artifacts: Path, process: Process) -> None:
 
 def _with_proxies(net: EmbeddingNet, captures: Captures) -> WithProxies:
     """Each proxy begins where the untrained network sees a photo of its appearance."""
-    first: dict[int, tuple[int, int]] = {}  # appearance -> (row, pill)
-    for index, (pill, appearance) in enumerate(captures.labels):
-        first.setdefault(appearance, (index, pill))
-    rows, pills = zip(*(first[appearance] for appearance in sorted(first)), strict=True)
-    files = [captures.directory / captures.rows[index].image for index in rows]
+    first: dict[int, int] = {}  # appearance -> photo
+    for index, (_, appearance) in enumerate(captures.labels):
+        first.setdefault(appearance, index)
+    photos = [first[appearance] for appearance in sorted(first)]
     embedder = TorchEmbedder(net, captures.sizes_px[0], space="start")
     parts = [
-        embedder.embed([read_image(f) for f in files[n : n + 64]]) for n in range(0, len(files), 64)
+        embedder.embed([captures.photo(index) for index in photos[n : n + 64]])
+        for n in range(0, len(photos), 64)
     ]
     start = torch.from_numpy(np.concatenate(parts))
+    pills = torch.tensor([captures.labels[index][0] for index in photos])
     # What all photos have in common would begin as the same direction in every proxy.
-    return WithProxies(net, start - start.mean(dim=0), torch.tensor(pills))
+    return WithProxies(net, start - start.mean(dim=0), pills)
