@@ -1,4 +1,4 @@
-# make demo   from nothing to an identified pill on the embedded data set
+# make demo   from no data to an identified pill on the embedded data set
 # make test   install and run all tests
 # make check  linter, formatter, types, architecture
 # make bench  timings into benchmarks/results

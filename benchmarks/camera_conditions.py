@@ -6,7 +6,8 @@
 Every pill that is not a stranger is enrolled with one studio photo for each side; each photo
 of a new pill of the split, and of a stranger, is captured once under each camera. `counter` is
 `capture` of params.yaml; the other cameras change what their name says. Models are chosen by the
-average on validation pills, never by one camera or by test pills.
+average on validation pills, never by one camera or by test pills. Scores are plain cosines: a
+background belongs to a bundle.
 """
 
 from __future__ import annotations

@@ -50,12 +50,14 @@ BUNDLE = Path("artifacts/package/bundle")
 def tiny(params: dict[str, Any]) -> dict[str, Any]:
     """The committed small-machine setting, cut down to a minute; every gate still bites."""
     fit = {"input_size_px": 64, "epochs": 80, "pills_per_batch": 16, "photos_per_pill": 2}
+    fit |= {"backbone_options": {}, "weights": "none", "frozen": [], "batch_norm": "train"}
+    fit |= {"learning_rate": 0.002}
     params["prepare"] |= {"validation_share": 0.3, "test_share": 0.3}
     params["capture"] |= {"shadow": 0.2, "light": 0.15, "colour_cast": 0.05, "blur_px": 0.8}
-    params["train"] |= {**fit, "backbone": "resnet10t", "embedding_dim": 32}
-    params["distill"] |= {**fit, "min_teacher_recall_at_1": 0.5}
+    params["train"] |= {**fit, "backbone": "resnet10t", "pixels": "imagenet", "embedding_dim": 32}
+    params["distill"] |= {**fit, "backbone": "mobilenetv4_conv_small", "int8_rounding": False}
     params["convert"] |= {"calibration_images": 60, "parity_images": 60, "min_mean_cosine": 0.95}
-    params["enroll"]["references_per_side"] = 3
+    params["enroll"] |= {"references_per_side": 3, "background_photos": 20}
     params["evaluate"] |= {"fpir": 0.2, "misnamed": 0.2, "promised_fpir": 0.9}
     params["evaluate"] |= {"promised_misnamed": 0.9, "max_fnir": 1, "max_flips": 0.4}
     params["evaluate"] |= {"min_recall_at_1_seen": 0.25, "min_recall_at_1_new": 0.1}

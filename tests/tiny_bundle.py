@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pilltrack.core.background import Background
 from pilltrack.core.bundle import write_bundle
 from pilltrack.core.decide import Calibration, Evidence
 from pilltrack.core.embedder import open_embedder
@@ -15,10 +16,14 @@ from pilltrack.core.gallery import Gallery, Reference
 MODEL = Path(__file__).parent / "golden" / "tiny_int8.tflite"
 
 
-def tiny_bundle(directory: Path, pill: str, photo: NDArray[np.uint8]) -> Path:
+def tiny_bundle(
+    directory: Path, pill: str, photo: NDArray[np.uint8], background: Background | None = None
+) -> Path:
     """Write `directory/bundle` with one enrolled pill; accepts only what is nearly its photo."""
     embedder = open_embedder(MODEL)
     with Gallery.create(embedder.space, embedder.dim) as gallery:
+        if background:
+            gallery.background = background
         gallery.enrol([Reference(pill, "", "reference.png")], embedder.embed([photo]))
         gallery.save(directory / "gallery.safetensors")
     write_bundle(
@@ -26,7 +31,7 @@ def tiny_bundle(directory: Path, pill: str, photo: NDArray[np.uint8]) -> Path:
         name="tiny",
         model=MODEL,
         gallery=directory / "gallery.safetensors",
-        calibration=tiny_calibration(embedder.space),
+        calibration=tiny_calibration(embedder.space, background_size=len(background or ())),
         pills={pill: {}},
         git_commit="c",
         data_digest="d",
@@ -36,7 +41,12 @@ def tiny_bundle(directory: Path, pill: str, photo: NDArray[np.uint8]) -> Path:
 
 
 def tiny_calibration(
-    space: str, *, threshold: float = 0.99, margin: float = 0.0, gallery_size: int = 1
+    space: str,
+    *,
+    threshold: float = 0.99,
+    margin: float = 0.0,
+    gallery_size: int = 1,
+    background_size: int = 0,
 ) -> Calibration:
     """A rule that promises at most 5 % of either harm, on made-up evidence."""
     return Calibration(
@@ -47,6 +57,7 @@ def tiny_calibration(
         misnamed=0.05,
         confidence=0.95,
         gallery_size=gallery_size,
+        background_size=background_size,
         captures="rendered",
         evidence=Evidence(
             n_stranger_pills=60,

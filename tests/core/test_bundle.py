@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pilltrack.core import bundle as module
+from pilltrack.core.background import Background
 from pilltrack.core.bundle import Manifest, read_bundle, write_bundle
 from pilltrack.core.embedder import embedding_space
 from pilltrack.core.errors import BundleRejected, SpaceMismatch
@@ -146,6 +147,16 @@ def test_model_of_another_space_is_refused(bundle: Path) -> None:
         read_bundle(bundle)
 
 
+def test_a_rule_made_with_another_background_is_refused(bundle: Path) -> None:
+    space = embedding_space(INT8)
+    around = save_gallery(bundle.parent / "around", space=space, background=3)
+    replace_file(bundle, "gallery.safetensors", around)
+    with pytest.raises(BundleRejected, match="background of 3 embeddings; expected the 0 that"):
+        read_bundle(bundle)
+    edit(bundle, lambda manifest: manifest["calibration"].update(background_size=3))
+    assert read_bundle(bundle).calibration.background_size == 3
+
+
 def test_calibration_of_another_space_is_refused(bundle: Path) -> None:
     edit(bundle, lambda manifest: manifest["calibration"].update(space="f" * 64))
     with pytest.raises(SpaceMismatch, match="calibration"):
@@ -169,7 +180,7 @@ def test_another_version_of_preprocessing_is_another_space(
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        (lambda m: m.update(format=3), "format 3; expected format 2"),
+        (lambda m: m.update(format=2), "format 2; expected format 3"),
         (lambda m: m.update(format="1"), "format '1'"),
         (lambda m: m.update(format=True), "format True"),
         (lambda m: m.pop("format"), "format None"),
@@ -240,8 +251,9 @@ def write(
     )
 
 
-def save_gallery(path: Path, *, space: str) -> Path:
+def save_gallery(path: Path, *, space: str, background: int = 0) -> Path:
     with Gallery.create(space, 8) as gallery:
+        gallery.background = Background(np.eye(background, 8, dtype=np.float32), ["b"] * background)
         gallery.enrol([Reference("aspirin", "front", "a.jpg")], np.eye(1, 8, dtype=np.float32))
         gallery.save(path)
     return path

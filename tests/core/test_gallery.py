@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save
 
+from pilltrack.core.background import WEIGHT, Background
 from pilltrack.core.errors import BundleRejected, SpaceMismatch
-from pilltrack.core.gallery import Candidate, Gallery, Reference, read_space
+from pilltrack.core.gallery import Candidate, Gallery, Reference, read_background, read_space
 
 SPACE = "space-a"
 
@@ -167,7 +168,7 @@ def test_references_and_embeddings_are_sorted_and_aligned(gallery: Gallery) -> N
         (np.zeros(2, dtype=np.float32), r"expected \(N, 2\) float32"),
         (np.array([[1.0, 0.0]]), "float64"),
         (np.array([[np.nan, 0]], dtype=np.float32), "not finite"),
-        (np.array([[1, 0], [0, 1]], dtype=np.float32), "1 references for 2 embeddings"),
+        (np.array([[1, 0], [0, 1]], dtype=np.float32), "1 names for 2 embeddings"),
         (np.array([[0.5, 0]], dtype=np.float32), r"embedding 0 has length 0\.5"),
         (np.array([[0, 0]], dtype=np.float32), "length 0"),
     ],
@@ -247,6 +248,41 @@ def test_saved_gallery_loads_as_it_was(gallery: Gallery, tmp_path: Path) -> None
         assert loaded.search(probe, 3) == gallery.search(probe, 3)
 
 
+def test_a_background_is_saved_and_lowers_all_scores_of_a_probe_alike(
+    gallery: Gallery, tmp_path: Path
+) -> None:
+    probe = rows([0.6, 0.8])
+    [plain] = gallery.search(probe, 3)
+    gallery.background = Background(rows([1, 0], [0.6, 0.8]), ["x", "a"])
+    gallery.save(tmp_path / "g")
+    assert read_background(tmp_path / "g", 2).pills == ["x", "a"]
+    with Gallery.load(tmp_path / "g") as loaded:
+        [lowered] = loaded.search(probe, 3)
+    assert [c.pill for c in lowered] == [c.pill for c in plain]
+    for before, after in zip(plain, lowered, strict=True):  # "a" itself is left out
+        assert after.score == pytest.approx(before.score - WEIGHT * 0.6, abs=1e-3)
+
+
+def test_a_background_is_kept_as_the_file_keeps_it_and_cannot_be_changed_from_outside(
+    gallery: Gallery, tmp_path: Path
+) -> None:
+    embeddings = rows([0.6001, 0.7999])
+    gallery.background = Background(embeddings, ["x"])
+    embeddings[:] = np.nan
+    gallery.save(tmp_path / "g")
+    kept = read_background(tmp_path / "g", 2).embeddings
+    np.testing.assert_array_equal(gallery.background.embeddings, kept)
+    with pytest.raises(BundleRejected, match=r"shape \(1, 2\)"):
+        read_background(tmp_path / "g", 3)
+
+
+def test_a_background_that_does_not_fit_changes_nothing(gallery: Gallery) -> None:
+    for embeddings, pills in ((rows([1, 0]), []), (rows([2, 0]), ["x"]), (rows([1, 0]), [""])):
+        with pytest.raises(ValueError):  # noqa: PT011 - each has a message of its own
+            gallery.background = Background(embeddings, pills)
+        assert len(gallery.background) == 0
+
+
 def test_empty_gallery_survives_saving(tmp_path: Path) -> None:
     with Gallery.create(SPACE, 5) as empty:
         empty.save(tmp_path / "g")
@@ -271,10 +307,10 @@ def test_same_content_gives_the_same_bytes_in_whatever_order(
 def test_gallery_file_is_plain_safetensors(gallery: Gallery, tmp_path: Path) -> None:
     gallery.save(tmp_path / "g")
     with safe_open(tmp_path / "g", framework="numpy") as file:
-        assert file.keys() == ["embeddings"]
+        assert sorted(file.keys()) == ["background", "embeddings"]
         metadata = file.metadata()
         embeddings = file.get_tensor("embeddings")
-    assert metadata["format"] == "pilltrack-gallery-1"
+    assert metadata["format"] == "pilltrack-gallery-2"
     assert json.loads(metadata["references"])[1] == ["a", "front", "a-1.jpg"]
     np.testing.assert_array_equal(embeddings, rows([1, 0], [0.6, 0.8], [0, 1], [0, -1]))
 
@@ -286,10 +322,14 @@ def test_saving_replaces_the_file_and_leaves_nothing_else(gallery: Gallery, tmp_
     assert read_space(tmp_path / "g") == SPACE
 
 
-GOOD = {"embeddings": np.eye(2, dtype=np.float32)}
+GOOD: dict[str, NDArray[Any]] = {
+    "background": np.array([[0, 1]], np.float16),
+    "embeddings": np.eye(2, dtype=np.float32),
+}
 METADATA = {
-    "format": "pilltrack-gallery-1",
+    "format": "pilltrack-gallery-2",
     "space": SPACE,
+    "background": '["c"]',
     "references": '[["a","",""],["b","",""]]',
 }
 
@@ -303,21 +343,35 @@ def test_the_file_that_the_next_test_spoils_is_good(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tensors", "metadata", "found"),
     [
-        (GOOD, {"format": "pilltrack-gallery-2"}, "format 'pilltrack-gallery-2'"),
+        (GOOD, {"format": "pilltrack-gallery-1"}, "format 'pilltrack-gallery-1'"),
+        (GOOD, {"background": "{}"}, "background that are not such a table"),
+        (GOOD, {"background": '["c","d"]'}, "2 names for 1 background embeddings"),
+        (GOOD, {"background": '[""]'}, "a name that is empty"),
+        ({**GOOD, "background": np.eye(2)}, {}, "background of type F64"),
+        (
+            {**GOOD, "background": np.array([[0, 2]], np.float16)},
+            {},
+            "background embedding 0 has length 2",
+        ),
+        ({**GOOD, "background": np.array([[0, 0, 1]], np.float16)}, {}, r"shape \(1, 3\)"),
         (GOOD, {"extra": "x"}, "metadata .*extra"),
         (GOOD, {"space": ""}, "no name of an embedding space"),
         (GOOD, {"references": "{"}, "references that are not such a table"),
         (GOOD, {"references": '[["a","",""],["b",""]]'}, "references that are not such a table"),
         (GOOD, {"references": '[["a","",""],["b","",1]]'}, "references that are not such a table"),
-        (GOOD, {"references": '[["a","",""]]'}, "1 references for 2 embeddings"),
+        (GOOD, {"references": '[["a","",""]]'}, "1 names for 2 embeddings"),
         (GOOD, {"references": '[["a","",""],["","",""]]'}, "has no pill"),
         ({"other": GOOD["embeddings"]}, {}, "tensors .*other"),
         ({**GOOD, "other": GOOD["embeddings"]}, {}, "tensors .*other"),
-        ({"embeddings": np.eye(2)}, {}, "type F64"),
-        ({"embeddings": np.ones(2, np.float32)}, {}, r"shape \[2\]"),
-        ({"embeddings": np.empty((0, 0), np.float32)}, {"references": "[]"}, r"shape \[0, 0\]"),
-        ({"embeddings": np.eye(2, dtype=np.float32) * 2}, {}, "has length 2"),
-        ({"embeddings": np.full((2, 2), np.inf, np.float32)}, {}, "not finite"),
+        ({**GOOD, "embeddings": np.eye(2)}, {}, "type F64"),
+        ({**GOOD, "embeddings": np.ones(2, np.float32)}, {}, r"shape \[2\]"),
+        (
+            {**GOOD, "embeddings": np.empty((0, 0), np.float32)},
+            {"references": "[]"},
+            r"shape \[0, 0\]",
+        ),
+        ({**GOOD, "embeddings": np.eye(2, dtype=np.float32) * 2}, {}, "has length 2"),
+        ({**GOOD, "embeddings": np.full((2, 2), np.inf, np.float32)}, {}, "not finite"),
     ],
 )
 def test_spoiled_gallery_file_is_refused_by_name(
@@ -353,7 +407,9 @@ def test_refused_file_leaves_no_shard_behind(
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
-    (tmp_path / "g").write_bytes(save({"embeddings": np.zeros((2, 2), np.float32)}, METADATA))
+    (tmp_path / "g").write_bytes(
+        save({**GOOD, "embeddings": np.zeros((2, 2), np.float32)}, METADATA)
+    )
     with pytest.raises(BundleRejected):
         Gallery.load(tmp_path / "g")
     assert list(scratch.iterdir()) == []

@@ -18,6 +18,11 @@ def tiny_params() -> Params:
     params = load_params(ROOT / "params.yaml")
     fit = {
         "backbone": "mobilenetv4_conv_small",
+        "backbone_options": {},
+        "weights": "none",
+        "frozen": [],
+        "batch_norm": "train",
+        "learning_rate": 0.002,
         "input_size_px": 32,
         "epochs": 3,
         "pills_per_batch": 6,
@@ -29,9 +34,13 @@ def tiny_params() -> Params:
     }
     return params.model_copy(
         update={
-            "train": params.train.model_copy(update={**fit, "embedding_dim": 16}),
+            "enroll": params.enroll.model_copy(update={"background_photos": 20}),
+            "train": params.train.model_copy(
+                update={**fit, "pixels": "imagenet", "embedding_dim": 16}
+            ),
             "distill": params.distill.model_copy(
-                update={**fit, "min_teacher_recall_at_1": 0.0}  # three epochs teach nothing
+                # three epochs teach nothing
+                update={**fit, "int8_rounding": False, "min_teacher_recall_at_1": 0.0}
             ),
         }
     )

@@ -14,6 +14,7 @@ from dvc.repo import Repo
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pilltrack.core.background import Background
 from pilltrack.core.bundle import FORMAT, write_bundle
 from pilltrack.core.decide import REJECT_EVERYTHING
 from pilltrack.core.embedder import open_embedder
@@ -268,6 +269,7 @@ def bundle(
     pills: Sequence[str] | None = None,
     data_digest: str | None = None,
     gallery_size: int | None = None,
+    background: Sequence[str] = (),
 ) -> str:
     """A bundle made from the data of `artifacts`, with this rule."""
     audit = json.loads((artifacts / "prepare" / "audit.json").read_bytes())
@@ -277,6 +279,9 @@ def bundle(
     gallery_file = directory.with_name(f"{directory.name}.safetensors")
     with Gallery.create(embedder.space, embedder.dim) as gallery:
         gallery.enrol([Reference("x", "", "x.png")], embedder.embed([picture("x")]))
+        if background:
+            around = embedder.embed([picture(name) for name in background])
+            gallery.background = Background(around, background)
         gallery.save(gallery_file)
     write_bundle(
         directory,
@@ -284,7 +289,10 @@ def bundle(
         model=model,
         gallery=gallery_file,
         calibration=tiny_calibration(
-            embedder.space, threshold=threshold, gallery_size=gallery_size or len(pills)
+            embedder.space,
+            threshold=threshold,
+            gallery_size=gallery_size or len(pills),
+            background_size=len(background),
         ),
         pills={pill: {} for pill in pills},
         git_commit="0123456789abcdef",
@@ -336,7 +344,7 @@ def test_the_same_model_finds_the_same_whatever_its_rule(worse: Comparison) -> N
     for key in (("new", "recall_at_1"), ("seen", "recall_at_1"), ("new", "auroc")):
         assert (found[key].difference, found[key].verdict) == (0.0, "no difference")
         assert 0.1 < found[key].a < 1
-    assert "A and B have the same model: only their rules can differ" in worse.notes
+    assert "A and B have the same model: only their rules and backgrounds can differ" in worse.notes
 
 
 def test_undoing_harm_is_better_and_passes_the_strictest_gate(
@@ -387,6 +395,15 @@ def test_each_bundle_answers_with_its_own_model_and_rule(
     assert 0 < accepted.mean() < 1
     assert fpir.b == pytest.approx(accepted.mean(), abs=1e-5)
     assert fpir.a == 1.0
+
+
+def test_each_bundle_is_held_against_its_own_background(
+    tiny_params: Params, frozen: Path, tmp_path: Path
+) -> None:
+    plain = bundle(tmp_path / "plain", frozen, threshold=0.6)
+    held = bundle(tmp_path / "held", frozen, threshold=0.6, background=["y", "z"])
+    fpir = by_metric(compare(tiny_params, frozen, plain, held))["strangers", "fpir"]
+    assert (fpir.a, fpir.b) == (1.0, 0.0)  # of an untrained model all cosines are near 1
 
 
 def test_what_makes_the_comparison_uneven_is_noted(

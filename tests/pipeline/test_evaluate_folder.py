@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pilltrack.core.background import Background
 from pilltrack.core.embedder import open_embedder
 from pilltrack.core.enrol import embed_references, quarter_turns
 from pilltrack.core.errors import DatasetRejected, ImageRejected
+from pilltrack.core.gallery import read_background
 from pilltrack.core.image import read_image
 from pilltrack.pipeline.evaluate_folder import evaluate_folder, pill_photos
 from pilltrack.pipeline.protocol import Drawn, Probes, drawn, measure, search, single_views
@@ -88,6 +90,27 @@ def test_numbers_are_those_of_the_protocol_on_the_first_references_by_name(
         "n_stranger_pills": 2,
         **measure(found(known, mated, 0), found(known, foreign, 1)),
     }
+
+
+def test_scores_are_held_against_the_background_of_the_bundle(mine: Path, tmp_path: Path) -> None:
+    embedder = open_embedder(MODEL)
+    names = ["x", "y", "z"]
+    around = Background(embedder.embed([picture(name) for name in names]), names)
+    bundle = tiny_bundle(tmp_path, "other", picture("other"), around)
+    enrolled = embedded(
+        mine / "gallery", [f"{p}/{n}.png" for p in "abc" for n in "12"], enrolled=True
+    )
+    probes = embedded(mine / "probes", PROBES)
+    strangers = embedded(mine / "strangers", STRANGERS)
+    kept = read_background(bundle / "gallery.safetensors", embedder.dim)
+    mated, foreign = (
+        drawn(search(enrolled.embeddings[:, 0], enrolled.pills, seen, kept), seed=seed)
+        for seed, seen in enumerate((probes, strangers))
+    )
+    expected = measure(mated, foreign)
+    report = evaluate_folder(bundle, *folders_of(mine))
+    assert {key: report[key] for key in expected} == expected
+    assert expected != measure(found(enrolled, probes, 0), found(enrolled, strangers, 1))
 
 
 def test_which_photos_are_enrolled_goes_by_name(bundle: Path, tmp_path: Path) -> None:

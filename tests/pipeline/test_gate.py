@@ -47,7 +47,7 @@ def mated(recall_at_1: float, n_pills: int) -> dict[str, Any]:
 
 GOOD: dict[str, Any] = {
     "origin": {"data": "ab" * 32, "settings": "cd" * 32},
-    "gallery": {"pills": 30, "references": 60},
+    "gallery": {"pills": 30, "references": 60, "background": 0},
     "calibration": {
         "threshold": 0.9,
         "margin": 0.01,

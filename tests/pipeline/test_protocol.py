@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pilltrack.core.background import WEIGHT, Background
 from pilltrack.core.decide import Decision
 from pilltrack.core.metrics import average_precision, best_per_pill, true_ranks
 from pilltrack.pipeline import protocol
@@ -101,6 +102,20 @@ def test_both_sides_together_settle_what_one_side_cannot() -> None:
     assert found.rank.tolist() == [1, 1]
     assert found.best[0] == pytest.approx(_cos(0, 2).mean(), abs=1e-6)
     assert found.second[0] == pytest.approx(_cos(0, 58).mean(), abs=1e-6)
+
+
+def test_a_background_is_taken_off_each_view_and_leaves_order_and_gaps() -> None:
+    references, pills = _at(0, 60, 0, 120), ["a", "a", "b", "b"]
+    both = two_sided(_at(0, 62), ["a", "a"], ["front", "back"])
+    assert both is not None
+    plain = search(references, pills, both)
+    around = Background(_at(30, 30), ["x", "a"])  # the second shows the pill itself
+    found = search(references, pills, both, around)
+    assert found.best[0] == pytest.approx(plain.best[0] - WEIGHT * _cos(30, 32).mean(), abs=1e-6)
+    assert found.best[0] - found.second[0] == pytest.approx(plain.best[0] - plain.second[0])
+    assert (found.best_pill, found.rank.tolist()) == (plain.best_pill, plain.rank.tolist())
+    alone = search(references[:2], ["a", "a"], both, around)
+    assert alone.second.tolist() == [-1.0]
 
 
 def test_photos_without_a_partner_make_no_two_sided_probe() -> None:

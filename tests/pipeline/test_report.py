@@ -1146,7 +1146,7 @@ def _metrics(params: Params, rows: Sequence[OutcomeRow] | None = None) -> dict[s
     }
     return {
         "origin": {"data": DATA, "settings": params.digest(*SETTINGS)},
-        "gallery": {"pills": 11, "references": 22},
+        "gallery": {"pills": 11, "references": 22, "background": 0},
         "calibration": {
             "threshold": 0.9,
             "margin": 0.01,

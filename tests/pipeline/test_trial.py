@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pilltrack.core.background import Background
 from pilltrack.core.decide import Rule
 from pilltrack.core.errors import StageFailed
 from pilltrack.core.gallery import Gallery, Reference
 from pilltrack.pipeline.params import EvaluateParams, load_params
+from pilltrack.pipeline.protocol import search, single_views
 from pilltrack.pipeline.shots import Shot
 from pilltrack.pipeline.table import ImageRow
 from pilltrack.pipeline.trial import calibrate_on, try_shots
@@ -53,6 +55,23 @@ def test_cohorts_are_told_apart_and_decided_in_order(gallery: Gallery) -> None:
     assert tried["seen"].outcomes.rank.tolist() == [1, 2]
     assert [d.kind for d in tried["new"].decisions] == ["known", "unknown"]
     assert [d.kind for d in tried["strangers"].decisions] == ["unknown"]
+
+
+def test_a_background_lowers_what_is_measured_and_what_is_decided_alike(gallery: Gallery) -> None:
+    shots = [_shot("a", "train", "probe"), _shot("x", "test", "stranger")]
+    probes = _at(10, 60)
+    gallery.background = Background(_at(0, 90, 80), ["a", "b", "c"])
+    tried = try_shots(gallery, Rule(threshold=0.0, margin=0.0), shots, probes, seed=0)
+    expected = search(
+        gallery.embeddings(), ["a", "b"], single_views(probes, ["a", "x"]), gallery.background
+    )
+    plain = search(gallery.embeddings(), ["a", "b"], single_views(probes, ["a", "x"]))
+    for index, cohort in enumerate(("seen", "strangers")):
+        found = tried[cohort]  # type: ignore[index]
+        assert found.outcomes.best[0] == pytest.approx(expected.best[index], abs=1e-6)
+        assert found.outcomes.second[0] == pytest.approx(expected.second[index], abs=1e-6)
+        assert found.decisions[0].score == found.outcomes.best[0]
+        assert found.outcomes.best[0] < plain.best[index] - 0.1
 
 
 def _settings(fpir: float, misnamed: float) -> EvaluateParams:

@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pilltrack.core.background import Background
 from pilltrack.core.bundle import write_bundle
 from pilltrack.core.embedder import open_embedder
 from pilltrack.core.errors import GateFailed, InputRejected, StageFailed
@@ -188,6 +189,13 @@ def fill_up(gallery: Gallery, references: int) -> None:
     gallery.enrol([Reference(f"random-{i:07}", "", "") for i in range(n_missing)], embeddings)
 
 
+def random_background(size: int, dim: int) -> Background:
+    """A background as large as another model's: comparing with it takes as long."""
+    embeddings = np.random.default_rng(1).standard_normal((size, dim), np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return Background(embeddings, [f"random-{i:07}" for i in range(size)])
+
+
 def ratio_of_p50(other: dict[str, Percentiles], own: dict[str, Percentiles]) -> dict[str, float]:
     """How many times as long `other` takes, by step; a step too short for the clock is left out.
 
@@ -333,6 +341,7 @@ def _time_models(
     embedder = open_embedder(against, threads)
     with Gallery.create(embedder.space, embedder.dim) as gallery:
         fill_up(gallery, n_references)
+        gallery.background = random_background(len(identifier.gallery.background), embedder.dim)
         rival = Subject(embedder, gallery, rule)
         own_steps, rival_steps = measure([own, rival], runs)
         return _timing(own_file, own, own_steps), _timing(against, rival, rival_steps)

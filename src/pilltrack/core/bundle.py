@@ -26,9 +26,9 @@ from pilltrack.core.decide import Calibration
 from pilltrack.core.embedder import open_embedder, space_of
 from pilltrack.core.errors import BundleRejected, SpaceMismatch
 from pilltrack.core.files import replaced_directory
-from pilltrack.core.gallery import read_space
+from pilltrack.core.gallery import read_background, read_space
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 MANIFEST_FILE = "manifest.json"
 GALLERY_FILE = "gallery.safetensors"
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
@@ -62,7 +62,7 @@ class FileRecord(_Part):
 class Manifest(_Part):
     """The content of manifest.json; `pills` maps each pill to its metadata (NDC, name, ...)."""
 
-    format: Literal[2]
+    format: Literal[3]
     name: str = Field(min_length=1)
     git_commit: str
     data_digest: str
@@ -136,9 +136,10 @@ def read_bundle(directory: Path) -> Manifest:
 
     Checked: the manifest's schema and format number; that exactly the listed files exist, as
     regular files under plain names, with their size and SHA-256; that the model's bytes, the
-    gallery and the calibration name one embedding space.
+    gallery and the calibration name one embedding space; that the rule was set with a background
+    as large as the gallery's.
 
-    Raises BundleRejected, or SpaceMismatch for the last check, naming the file, what was found
+    Raises BundleRejected, or SpaceMismatch for another space, naming the file, what was found
     and what was expected.
     """
     manifest = _read_manifest(directory)
@@ -146,6 +147,7 @@ def read_bundle(directory: Path) -> Manifest:
     for file, record in sorted(manifest.files.items()):
         _check_file(directory / file, record)
     _check_spaces(directory, manifest)
+    _check_background(directory, manifest)
     return manifest
 
 
@@ -234,6 +236,20 @@ def _check_spaces(directory: Path, manifest: Manifest) -> None:
                 remedy="Build the bundle again: model, gallery and calibration belong together, "
                 "and to this version of PillTrack's preprocessing.",
             )
+
+
+def _check_background(directory: Path, manifest: Manifest) -> None:
+    """A rule set with a background names almost anything without it."""
+    gallery = directory / GALLERY_FILE
+    found = len(read_background(gallery, manifest.model.embedding_dim))
+    expected = manifest.calibration.background_size
+    if found != expected:
+        raise BundleRejected(
+            str(gallery),
+            found=f"a background of {found} embeddings",
+            expected=f"the {expected} that the calibration was made with",
+            remedy="Run `dvc repro` to build the bundle again.",
+        )
 
 
 def _manifest_json(manifest: Manifest) -> str:

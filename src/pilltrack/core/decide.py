@@ -18,12 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pilltrack.core.gallery import Candidate
 from pilltrack.core.metrics import just_above
 
-# Above every cosine of the gallery, which clips scores to 1.
+# Above every score: the gallery clips cosines to 1, and its background only lowers them.
 REJECT_EVERYTHING = just_above(1.0)
 
 
 class Rule(BaseModel):
-    """When to accept; `threshold` and `margin` are cosines."""
+    """When to accept: `threshold` is a score, `margin` the gap between two."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -58,7 +58,8 @@ class Calibration(Rule):
     Promised, each with `confidence`: of photos of the next stranger at most the share `fpir` is
     accepted; of photos of the next enrolled pill, trained on or not, at most the share `misnamed`
     gets another pill's name. Both are for a gallery of `gallery_size` pills; `captures` tells
-    whether they were measured on real or simulated captures.
+    whether they were measured on real or simulated captures. The rule is for scores held against a
+    background of `background_size` embeddings: with another, all three are void.
 
     Raises ValidationError for evidence that does not bear out a promise: a bound above it, below
     what was measured, or below what so few pills can prove.
@@ -69,6 +70,7 @@ class Calibration(Rule):
     misnamed: float = Field(gt=0, lt=1)
     confidence: float = Field(gt=0, lt=1)
     gallery_size: int = Field(ge=0)
+    background_size: int = Field(ge=0, default=0)
     captures: str = Field(min_length=1)
     evidence: Evidence
 

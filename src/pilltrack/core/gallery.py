@@ -6,10 +6,12 @@ kept; what is kept is one portable safetensors file with all embeddings and refe
 opening a shard writes to its directory and would break the hashes of a bundle.
 
     gallery file    safetensors
-      tensor        embeddings  (N, D) float32, unit length, in order of (pill, side, image)
-      metadata      format      "pilltrack-gallery-1"
+      tensor        background  (M, D) float16, unit length: see `core.background`
+                    embeddings  (N, D) float32, unit length, in order of (pill, side, image)
+      metadata      format      "pilltrack-gallery-2"
                     space       name of the embedding space
-                    references  JSON [[pill, side, image], ...], one per row
+                    background  JSON [pill, ...], one per row of background
+                    references  JSON [[pill, side, image], ...], one per row of embeddings
 
 The same content gives the same bytes. A file is trusted only after every value has been checked.
 A gallery may be shared between threads.
@@ -27,7 +29,7 @@ from dataclasses import asdict, astuple, dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import qdrant_edge
@@ -35,16 +37,19 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
+from pilltrack.core.background import Background, no_background
 from pilltrack.core.errors import BundleRejected, SpaceMismatch
 from pilltrack.core.files import write_atomically
 
-FORMAT = "pilltrack-gallery-1"
+FORMAT = "pilltrack-gallery-2"
 MAX_FILE_BYTES = 2 * 1024**3
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
 MAX_REFERENCES = 1_000_000
 MAX_DIM = 8192
 MAX_NAME_LENGTH = 1024
 UNIT_TOLERANCE = 1e-3
+TENSORS = {"background": "F16", "embeddings": "F32"}
+METADATA = {"format", "space", "background", "references"}
 
 VECTOR_NAME = "embedding"
 ENROL_CHUNK = 1000  # points become Python lists on their way into the shard: bounds memory
@@ -61,7 +66,10 @@ class Reference:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A pill and its best cosine similarity to a probe, in -1..1."""
+    """A pill and how much a probe resembles it.
+
+    `score` is the best cosine of its references, in -1..1, less the gallery's background.
+    """
 
     pill: str
     score: float
@@ -78,6 +86,7 @@ class Gallery:
             raise ValueError(f"space {space!r}, dim {dim}; expected a name and 1..{MAX_DIM}")
         self.space = space
         self.dim = dim
+        self._background = no_background(dim)
         self._references: dict[int, Reference] = {}  # by point id
         self._next_id = 0
         self._lock = threading.RLock()
@@ -107,14 +116,28 @@ class Gallery:
         Raises BundleRejected when the file is missing, damaged, of another format, or holds
         anything that `enrol` would refuse.
         """
-        space, references, embeddings = _read_file(path)
-        gallery = cls(space, embeddings.shape[1], directory)
+        content = _read_file(path)
+        gallery = cls(content.space, content.embeddings.shape[1], directory)
         try:
-            gallery.enrol(references, embeddings)
+            gallery.background = content.background
+            gallery.enrol(content.references, content.embeddings)
         except ValueError as error:
             gallery.close()
             raise _rejected(path, str(error), "a gallery written by PillTrack") from error
         return gallery
+
+    @property
+    def background(self) -> Background:
+        """What is taken off every score; empty in a new gallery."""
+        return self._background
+
+    @background.setter
+    def background(self, background: Background) -> None:
+        """Keep a copy, as precise as the gallery file; ValueError for what it could not hold."""
+        half = background.embeddings.astype(np.float16).astype(np.float32)
+        kept = Background(half, list(background.pills))
+        _check_background(kept, self.dim)
+        self._background = kept
 
     def enrol(self, references: Sequence[Reference], embeddings: NDArray[np.float32]) -> None:
         """Add embeddings (N, D) float32 of unit length, one per reference: all or none.
@@ -124,13 +147,7 @@ class Gallery:
         a reference without a pill, or too many references.
         """
         _check_references(references, len(self._references))
-        _check_embeddings(embeddings, self.dim)
-        if len(references) != len(embeddings):
-            raise ValueError(f"{len(references)} references for {len(embeddings)} embeddings")
-        lengths = np.linalg.norm(embeddings, axis=1)
-        if (np.abs(lengths - 1) > UNIT_TOLERANCE).any():
-            row = int(np.argmax(np.abs(lengths - 1)))
-            raise ValueError(f"embedding {row} has length {lengths[row]:.4f}; expected 1")
+        _check_unit_rows("embedding", embeddings, self.dim, len(references))
         if not references:
             return
         with self._lock:
@@ -162,16 +179,23 @@ class Gallery:
         """Find the `n_pills` most similar distinct pills for each probe (N, D) float32.
 
         A pill's score is its best reference's dot product with the probe (the cosine, as both
-        have unit length), clipped to -1..1. Candidates come best first, equal scores in order of
-        pill name; fewer than `n_pills` only if the gallery has fewer. Exact: nothing is
-        approximated or cut off, however many references a pill has.
+        have unit length), clipped to -1..1, less the probe's share of the background. Candidates
+        come best first, equal scores in order of pill name; fewer than `n_pills` only if the
+        gallery has fewer. Exact: nothing is approximated or cut off, however many references a
+        pill has.
 
         Raises ValueError for another shape or dtype, a value that is not finite, or n_pills < 1.
         """
         _check_embeddings(embeddings, self.dim)
         if n_pills < 1:
             raise ValueError(f"n_pills is {n_pills}; expected at least 1")
-        return [self._nearest_pills(embedding.tolist(), n_pills) for embedding in embeddings]
+        found = [self._nearest_pills(embedding.tolist(), n_pills) for embedding in embeddings]
+        nearest = [candidates[0].pill if candidates else "" for candidates in found]
+        shares = self.background.share(embeddings, nearest)
+        return [
+            [Candidate(candidate.pill, candidate.score - share) for candidate in candidates]
+            for candidates, share in zip(found, shares.tolist(), strict=True)
+        ]
 
     def pills(self) -> list[str]:
         """List the enrolled pills, sorted."""
@@ -193,6 +217,7 @@ class Gallery:
         The file appears under its name only when it is complete.
         """
         references, embeddings = self._content()
+        background = self._background.embeddings.astype("<f2").tobytes()
         data = embeddings.astype("<f4").tobytes()
         # Written by hand: the safetensors library orders metadata at random, run by run.
         header = _json(
@@ -200,7 +225,13 @@ class Gallery:
                 "__metadata__": {
                     "format": FORMAT,
                     "space": self.space,
+                    "background": _json(list(self._background.pills)),
                     "references": _json([astuple(reference) for reference in references]),
+                },
+                "background": {
+                    "dtype": "F16",
+                    "shape": list(self._background.embeddings.shape),
+                    "data_offsets": [len(data), len(data) + len(background)],
                 },
                 "embeddings": {
                     "dtype": "F32",
@@ -211,8 +242,8 @@ class Gallery:
         ).encode()
         header += b" " * (-len(header) % 8)
         if len(header) > MAX_HEADER_BYTES:
-            raise ValueError(f"references take {len(header)} bytes; the limit is 100 MB")
-        write_atomically(path, struct.pack("<Q", len(header)) + header + data)
+            raise ValueError(f"the names take {len(header)} bytes; the limit is 100 MB")
+        write_atomically(path, struct.pack("<Q", len(header)) + header + data + background)
 
     def require_space(self, space: str) -> None:
         """Raise SpaceMismatch, naming both, unless the gallery belongs to `space`."""
@@ -295,24 +326,56 @@ def read_space(path: Path) -> str:
     return _read_metadata(path)["space"]
 
 
-def _read_file(path: Path) -> tuple[str, list[Reference], NDArray[np.float32]]:
-    metadata = _read_metadata(path)
+def read_background(path: Path, dim: int) -> Background:
+    """Read the background from a gallery file for embeddings of length `dim`.
+
+    Raises BundleRejected when the file is missing, damaged or of another format, or its background
+    is not one of unit vectors of that length.
+    """
+    background = _read_file(path).background
     try:
-        rows = TypeAdapter(list[tuple[str, str, str]]).validate_json(metadata["references"])
-    except ValidationError as error:
-        found = f"references that are not such a table ({error.errors()[0]['msg']})"
-        raise _rejected(path, found, "JSON [[pill, side, image], ...]") from error
+        _check_background(background, dim)
+    except ValueError as error:
+        raise _rejected(
+            path, str(error), "a gallery written by PillTrack for this model"
+        ) from error
+    return background
+
+
+@dataclass(frozen=True)
+class _Content:
+    space: str
+    references: list[Reference]
+    embeddings: NDArray[np.float32]  # (N, D)
+    background: Background
+
+
+def _read_file(path: Path) -> _Content:
+    metadata = _read_metadata(path)
+    rows = _table(path, metadata, "references", list[tuple[str, str, str]], "[pill, side, image]")
+    pills = _table(path, metadata, "background", list[str], "pill")
     try:
         with safe_open(path, framework="numpy") as file:
-            view = file.get_slice("embeddings")
-            shape, dtype = view.get_shape(), view.get_dtype()
-            if dtype != "F32" or len(shape) != 2 or not 1 <= shape[1] <= MAX_DIM:
-                found = f"embeddings of type {dtype} and shape {shape}"
-                raise _rejected(path, found, f"(N, D) float32 with D in 1..{MAX_DIM}")
+            for name, wanted in TENSORS.items():
+                view = file.get_slice(name)
+                shape, dtype = view.get_shape(), view.get_dtype()
+                if dtype != wanted or len(shape) != 2 or not 1 <= shape[1] <= MAX_DIM:
+                    found = f"{name} of type {dtype} and shape {shape}"
+                    raise _rejected(path, found, f"(N, D) {wanted} with D in 1..{MAX_DIM}")
             embeddings: NDArray[np.float32] = file.get_tensor("embeddings")
+            background = file.get_tensor("background").astype(np.float32)
     except (SafetensorError, OSError) as error:
         raise _rejected(path, f"damaged ({error})", "a whole gallery file") from error
-    return metadata["space"], [Reference(*row) for row in rows], embeddings
+    references = [Reference(*row) for row in rows]
+    return _Content(metadata["space"], references, embeddings, Background(background, pills))
+
+
+def _table(path: Path, metadata: dict[str, str], name: str, kind: Any, row: str) -> Any:
+    try:
+        return TypeAdapter(kind).validate_json(metadata[name])
+    except ValidationError as error:
+        found = f"{name} that are not such a table ({error.errors()[0]['msg']})"
+        raise _rejected(path, found, f"JSON [{row}, ...]") from error
 
 
 def _read_metadata(path: Path) -> dict[str, str]:
@@ -330,9 +393,10 @@ def _read_metadata(path: Path) -> dict[str, str]:
     found_format = metadata.get("format")
     if found_format != FORMAT:
         raise _rejected(path, f"format {found_format!r}", f"format {FORMAT!r}")
-    if set(metadata) != {"format", "space", "references"} or tensors != ["embeddings"]:
+    if set(metadata) != METADATA or sorted(tensors) != list(TENSORS):
         found = f"metadata {sorted(metadata)} and tensors {sorted(tensors)}"
-        raise _rejected(path, found, "metadata format, references, space and tensor embeddings")
+        expected = f"metadata {', '.join(sorted(METADATA))} and tensors {', '.join(TENSORS)}"
+        raise _rejected(path, found, expected)
     if not metadata["space"]:
         raise _rejected(path, "no name of an embedding space", "one")
     return metadata
@@ -367,6 +431,23 @@ def _check_embeddings(embeddings: NDArray[np.float32], dim: int) -> None:
         )
     if not np.isfinite(embeddings).all():
         raise ValueError("embeddings hold values that are not finite")
+
+
+def _check_unit_rows(what: str, embeddings: NDArray[np.float32], dim: int, n_names: int) -> None:
+    _check_embeddings(embeddings, dim)
+    if n_names != len(embeddings):
+        raise ValueError(f"{n_names} names for {len(embeddings)} {what}s")
+    lengths = np.linalg.norm(embeddings, axis=1)
+    if (np.abs(lengths - 1) > UNIT_TOLERANCE).any():
+        row = int(np.argmax(np.abs(lengths - 1)))
+        raise ValueError(f"{what} {row} has length {lengths[row]:.4f}; expected 1")
+
+
+def _check_background(background: Background, dim: int) -> None:
+    longest = max(map(len, background.pills), default=1)
+    if len(background) > MAX_REFERENCES or longest > MAX_NAME_LENGTH or "" in background.pills:
+        raise ValueError("a background with a name that is empty or too long, or too many")
+    _check_unit_rows("background embedding", background.embeddings, dim, len(background))
 
 
 def _int_id(point_id: object) -> int:

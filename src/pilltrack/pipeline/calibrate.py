@@ -28,8 +28,8 @@ def calibrate(strangers: Outcomes, mated: Outcomes, *, fpir: float, misnamed: fl
     stranger with probability at most `fpir`; given it, the margin lets an enrolled pill be named
     as another with probability at most `misnamed`.
 
-    Raises StageFailed when there are too few pills for an aim, or no threshold below 1 keeps it:
-    the rule would accept nothing.
+    Raises StageFailed when there are too few pills for an aim, or no enrolled pill scores above any
+    stranger: the model sees the same in everything.
     """
     for who, outcomes, key, aim in (
         ("strangers", strangers, "evaluate.fpir", fpir),
@@ -38,10 +38,10 @@ def calibrate(strangers: Outcomes, mated: Outcomes, *, fpir: float, misnamed: fl
         if len(set(outcomes.truth)) < pills_for_aim(aim):
             raise _too_few(who, outcomes, key, aim)
     threshold = conformal_threshold(strangers.best, strangers.truth, fpir)
-    if threshold >= REJECT_EVERYTHING:
+    if threshold >= REJECT_EVERYTHING or not (mated.best > strangers.best.min()).any():
         raise StageFailed(
             "calibration",
-            found=f"more than {fpir:.1%} of strangers with a cosine of 1, like a pill's own photo",
+            found="no photo of an enrolled pill that scores above any stranger",
             expected="a model that tells pills apart",
             remedy="Look at the teacher's and the student's history.csv; train again.",
         )

@@ -25,10 +25,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pilltrack.core.bundle import Manifest
+from pilltrack.core.bundle import GALLERY_FILE, Manifest
 from pilltrack.core.embedder import open_embedder
 from pilltrack.core.errors import DatasetRejected, GateFailed, StageFailed
-from pilltrack.core.gallery import Gallery
+from pilltrack.core.gallery import Gallery, read_background
 from pilltrack.core.metrics import auroc
 from pilltrack.pipeline.audit import archive_digest
 from pilltrack.pipeline.cohorts import COHORTS, Cohort, cohort_of
@@ -187,9 +187,10 @@ def compare(
             open_embedder(path / manifest.model.file, threads=2) for path, manifest in bundles
         ]
         galleries = []
-        for embedder in embedders:
+        for embedder, (path, _) in zip(embedders, bundles, strict=True):
             gallery = stack.enter_context(Gallery.create(embedder.space, embedder.dim))
             enrol_rows(gallery, embedder, prepared, references, params)
+            gallery.background = read_background(path / GALLERY_FILE, embedder.dim)
             galleries.append(gallery)
         embedded = embed_shots(embedders, shots, prepared, params.capture, f"test, {captures}")
         manifests = [manifest for _, manifest in bundles]
@@ -460,5 +461,5 @@ def _notes(
                 f"pills, here are {len(enrolled)}"
             )
     if manifests[0].space == manifests[1].space:
-        notes.append("A and B have the same model: only their rules can differ")
+        notes.append("A and B have the same model: only their rules and backgrounds can differ")
     return notes

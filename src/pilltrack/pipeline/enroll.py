@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from pilltrack.core.background import Background
 from pilltrack.core.embedder import Embedder, open_embedder
 from pilltrack.core.enrol import Photo, mean_embeddings, quarter_turns
 from pilltrack.core.errors import StageFailed
 from pilltrack.core.gallery import Gallery, Reference
 from pilltrack.core.image import read_image
 from pilltrack.pipeline.data import CAPTURE_PX, appearance_of, captured
-from pilltrack.pipeline.params import Params
+from pilltrack.pipeline.params import EnrollParams, Params
 from pilltrack.pipeline.table import ImageRow, load_images
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ def main(params: Params, artifacts: Path) -> None:
     rows = choose_references(load_images(artifacts / "prepare"), params.enroll.references_per_side)
     with Gallery.create(embedder.space, embedder.dim) as gallery:
         enrol_rows(gallery, embedder, artifacts / "prepare", rows, params)
+        gallery.background = background_of(gallery, rows, params.enroll)
         gallery.save(artifacts / "enroll" / "gallery.safetensors")
         log.info("enrolled %d references of %d pills", len(gallery), len(gallery.pills()))
 
@@ -46,17 +48,21 @@ def choose_references(rows: Sequence[ImageRow], per_side: int) -> list[ImageRow]
     return [row for groups in looks.values() for row in list(groups.values())[:per_side]]
 
 
-def require_prescribed(gallery: Gallery, rows: Sequence[ImageRow], per_side: int) -> None:
-    """Raise StageFailed unless the gallery holds just the references that `rows` prescribe."""
-    chosen = choose_references(rows, per_side)
+def require_prescribed(gallery: Gallery, rows: Sequence[ImageRow], settings: EnrollParams) -> None:
+    """Raise StageFailed unless the gallery holds just what `rows` and `settings` prescribe."""
+    chosen = choose_references(rows, settings.references_per_side)
     wanted = {Reference(row.pill, row.side, row.image) for row in chosen}
     found = set(gallery.references())
-    if found != wanted or len(gallery) != len(wanted):
+    trained = [row.pill for row in chosen if row.role == "fit"]
+    around, background = min(settings.background_photos, len(trained)), gallery.background
+    right = len(background) == around and set(background.pills) <= set(trained)
+    if found != wanted or len(gallery) != len(wanted) or not right:
         raise StageFailed(
             "the gallery",
             found=f"{len(gallery)} references, of which {len(found - wanted)} should not be there "
-            f"and {len(wanted - found)} others are missing",
-            expected=f"the {len(wanted)} references that the prepared data prescribes",
+            f"and {len(wanted - found)} others are missing; a background of {len(background)}",
+            expected=f"the {len(wanted)} references, and the background of {around} embeddings of "
+            "train pills, that the prepared data and params.yaml prescribe",
             remedy="Run `dvc repro enroll`.",
         )
 
@@ -85,6 +91,16 @@ def enrol_rows(
             ]
             gallery.enrol(references, mean_embeddings(embedder, views))
             bar.update(len(batch))
+
+
+def background_of(gallery: Gallery, rows: Sequence[ImageRow], settings: EnrollParams) -> Background:
+    """Enrolled references of train pills, up to `background_photos` of them, drawn by the seed."""
+    trained = {row.image for row in rows if row.role == "fit"}
+    references, embeddings = gallery.references(), gallery.embeddings()
+    of_train = [n for n, reference in enumerate(references) if reference.image in trained]
+    drawn = np.random.default_rng(settings.seed).permutation(np.array(of_train, int))
+    kept = np.sort(drawn[: settings.background_photos])
+    return Background(embeddings[kept], [references[n].pill for n in kept])
 
 
 def _captures(photo: Photo, row: ImageRow, params: Params) -> list[Photo]:

@@ -25,7 +25,12 @@ from pilltrack.core.files import write_atomically
 from pilltrack.core.gallery import Gallery
 from pilltrack.pipeline.audit import archive_digest
 from pilltrack.pipeline.cohorts import ALL_CAPTURES, Cohort, require_captures
-from pilltrack.pipeline.enroll import choose_references, enrol_rows, require_prescribed
+from pilltrack.pipeline.enroll import (
+    background_of,
+    choose_references,
+    enrol_rows,
+    require_prescribed,
+)
 from pilltrack.pipeline.gate import gate
 from pilltrack.pipeline.lookalikes import find_lookalikes, measure_pictures, write_lookalikes
 from pilltrack.pipeline.outcomes import OutcomeRow, write_outcomes
@@ -88,9 +93,10 @@ def main(params: Params, artifacts: Path) -> None:
         Gallery.create(student.space, student.dim) as student_gallery,
     ):
         gallery.require_space(shipped.space)
-        require_prescribed(gallery, rows, params.enroll.references_per_side)
+        require_prescribed(gallery, rows, params.enroll)
         references = choose_references(rows, params.enroll.references_per_side)
         enrol_rows(student_gallery, student, prepared, references, params)
+        student_gallery.background = background_of(student_gallery, references, params.enroll)
         shots, (embedded, by_student) = embed("validation", settings.captures)
         rule, found = calibrate_on(gallery, shots, embedded, settings)
         student_rule, _ = calibrate_on(student_gallery, shots, by_student, settings)
@@ -111,7 +117,11 @@ def main(params: Params, artifacts: Path) -> None:
                 "data": archive_digest(prepared),
                 "settings": params.digest("capture", "enroll", "evaluate"),
             },
-            "gallery": {"pills": len(gallery.pills()), "references": len(gallery)},
+            "gallery": {
+                "pills": len(gallery.pills()),
+                "references": len(gallery),
+                "background": len(gallery.background),
+            },
             "model": {"int8_bytes": model.stat().st_size},
             "calibration": _calibration_facts(rule, found),
             "test": {
@@ -219,7 +229,7 @@ def _by_references(trial: Trial, gallery: Gallery, seed: int) -> dict[Cohort, Me
         found: dict[Cohort, Drawn] = {}
         for cohort, tried in trial.items():
             probes = single_views(tried.embeddings, tried.pills)
-            outcomes = search(embeddings[kept], pills, probes)
+            outcomes = search(embeddings[kept], pills, probes, gallery.background)
             found[cohort] = drawn(outcomes, seed=_seed(cohort, seed))
         for cohort, measures in report.items():
             measured = measure(found[cohort], found.get("strangers"))
@@ -235,7 +245,8 @@ def _two_sided(trial: Trial, gallery: Gallery, seed: int) -> dict[Cohort, Drawn]
         sides = [shot.row.side for shot in tried.shots]
         probes = two_sided(tried.embeddings, tried.pills, sides)
         if probes:
-            found[cohort] = drawn(search(references, pills, probes), seed=_seed(cohort, seed))
+            outcomes = search(references, pills, probes, gallery.background)
+            found[cohort] = drawn(outcomes, seed=_seed(cohort, seed))
     return found
 
 
@@ -337,6 +348,7 @@ def calibration_of(
         misnamed=settings.promised_misnamed,
         confidence=settings.confidence,
         gallery_size=metrics["gallery"]["pills"],
+        background_size=metrics["gallery"]["background"],
         captures=settings.captures,
         evidence=Evidence(
             n_stranger_pills=strangers["n_pills"],

@@ -1,8 +1,8 @@
 """`pilltrack evaluate-folder`: how well does a bundle do on photos of one's own?
 
 The pills of one folder are enrolled without any training, those of another are identified, and
-those of a third are strangers. The bundle's own gallery is left aside. Every file counts or is
-refused by name, and no photo may be in two of the folders: a photo finds itself again.
+those of a third are strangers. Of the bundle's own gallery only the background is used. Every file
+counts or is refused by name, and no photo may be in two of the folders: a photo finds itself again.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pilltrack.core.bundle import read_bundle
+from pilltrack.core.bundle import GALLERY_FILE, read_bundle
 from pilltrack.core.embedder import open_embedder
 from pilltrack.core.enrol import embed_references
 from pilltrack.core.errors import DatasetRejected
+from pilltrack.core.gallery import read_background
 from pilltrack.core.image import SUFFIXES, read_image
 from pilltrack.pipeline.archive import is_junk
 from pilltrack.pipeline.protocol import Drawn, Probes, drawn, measure, search, single_views
@@ -47,6 +48,7 @@ def evaluate_folder(
     """
     manifest = read_bundle(bundle)
     embedder = open_embedder(bundle / manifest.model.file, threads=2)
+    background = read_background(bundle / GALLERY_FILE, embedder.dim)
     enrolled_photos = pill_photos(gallery)
     if references is not None:
         enrolled_photos = _first_of_each(enrolled_photos, references)
@@ -61,7 +63,8 @@ def evaluate_folder(
         foreign = _embed(embedder.embed, stranger_photos, "strangers", seen)
 
     def found(probes: Probes, seed: int) -> Drawn:
-        return drawn(search(enrolled.embeddings[:, 0], enrolled.pills, probes), seed=seed)
+        outcomes = search(enrolled.embeddings[:, 0], enrolled.pills, probes, background)
+        return drawn(outcomes, seed=seed)
 
     report: dict[str, Any] = {
         "bundle": manifest.name,

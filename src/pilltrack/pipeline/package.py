@@ -26,9 +26,9 @@ def main(params: Params, artifacts: Path) -> None:
     gallery_file = artifacts / "enroll" / "gallery.safetensors"
     rows = load_images(artifacts / "prepare")
     with Gallery.load(gallery_file) as gallery:
-        require_prescribed(gallery, rows, params.enroll.references_per_side)
+        require_prescribed(gallery, rows, params.enroll)
         enrolled = gallery.pills()
-        space, dim = gallery.space, gallery.dim
+        space, dim, background = gallery.space, gallery.dim, gallery.background
     known = load_pills(artifacts / "prepare")
     try:
         pills = {pill: asdict(known[pill]) for pill in enrolled}
@@ -44,9 +44,10 @@ def main(params: Params, artifacts: Path) -> None:
         ) from error
     _require_settings(calibration, params.evaluate, len(enrolled))
     with tempfile.TemporaryDirectory() as directory:
-        if params.package.gallery == "empty":  # the calibration stays that of the full one
+        if params.package.gallery == "empty":  # rule and background stay those of the full one
             gallery_file, pills = Path(directory) / "gallery.safetensors", {}
             with Gallery.create(space, dim) as empty:
+                empty.background = background
                 empty.save(gallery_file)
         write_bundle(
             artifacts / "package" / "bundle",

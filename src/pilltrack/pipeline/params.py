@@ -119,6 +119,7 @@ class EnrollParams(_Section):
     seed: Seed
     references_per_side: Count
     captures_per_photo: Annotated[int, Field(ge=0)]  # new captures that a reference also averages
+    background_photos: Annotated[int, Field(ge=0)]  # of train pills, kept as the background
 
 
 class EvaluateParams(_Section):

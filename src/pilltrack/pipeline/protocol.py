@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pilltrack.core.background import Background, no_background
 from pilltrack.core.decide import Decision
 from pilltrack.core.gallery import Reference
 from pilltrack.core.metrics import auroc, fnir_at_fpir
@@ -110,12 +111,16 @@ def first_references(references: Sequence[Reference], per_side: int) -> NDArray[
 
 
 def search(
-    references: NDArray[np.float32], reference_pills: Sequence[str], probes: Probes
+    references: NDArray[np.float32],
+    reference_pills: Sequence[str],
+    probes: Probes,
+    background: Background | None = None,
 ) -> Outcomes:
     """Compare every probe with every reference (R, D).
 
-    A pill's score is that of its nearest reference, averaged over the views of the probe. A probe
-    of a pill that is not enrolled is a stranger's.
+    A pill's score is that of its nearest reference less the share of `background` (None takes
+    nothing off), averaged over the views of the probe. A probe of a pill that is not enrolled is
+    a stranger's.
     """
     names, pill_of = np.unique(np.asarray(reference_pills, dtype=object), return_inverse=True)
     order = np.argsort(pill_of, kind="stable")
@@ -130,11 +135,15 @@ def search(
     best, first, second, runner_up, rank, precision = (
         np.concatenate(columns) for columns in zip(*parts, strict=True)
     )
+    nearest = [names[column] for column in first]
+    around = background or no_background(references.shape[1])
+    views = np.moveaxis(probes.embeddings, 1, 0)
+    taken = np.mean([around.share(view, nearest) for view in views], axis=0)
     return Outcomes(
         truth=list(probes.pills),
-        best=best,
-        best_pill=[names[column] for column in first],
-        second=second,
+        best=best - taken,
+        best_pill=nearest,
+        second=second - taken if len(names) > 1 else second,
         second_pill=[names[column] if len(names) > 1 else "" for column in runner_up],
         rank=rank,
         average_precision=precision,

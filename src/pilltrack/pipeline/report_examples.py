@@ -125,6 +125,7 @@ class Album:
     def __post_init__(self) -> None:
         self.references = self.gallery.references()
         self.embeddings = self.gallery.embeddings()  # (R, D)
+        self.background = self.gallery.background
         self._first: dict[str, Reference] = {}
         for reference in sorted(self.references, key=lambda r: r.side == "back"):
             self._first.setdefault(reference.pill, reference)  # backs are often blank
@@ -258,7 +259,10 @@ def _examples(
     rows: Sequence[OutcomeRow], capture: CaptureParams, album: Album, embedder: Embedder
 ) -> list[Example]:
     photos = [_photo(row, capture, album) for row in rows]
-    scores = embedder.embed(photos) @ album.embeddings.T  # (N, R)
+    embeddings = embedder.embed(photos)
+    taken = album.background.share(embeddings, [row.best_pill for row in rows])
+    cosines = np.minimum(embeddings @ album.embeddings.T, 1.0)  # (N, R)
+    scores = cosines - taken[:, None]
     return [
         Example(
             picture=thumbnail(photo),
@@ -276,7 +280,7 @@ def _photo(row: OutcomeRow, capture: CaptureParams, album: Album) -> NDArray[np.
     return photo_of(Shot(album.row(row.image), seed), album.prepared, capture)
 
 
-def _candidates(truth: str, scores: NDArray[np.float32], album: Album) -> list[Shown]:
+def _candidates(truth: str, scores: NDArray[np.float64], album: Album) -> list[Shown]:
     """The nearest pills of one probe by scores (R,), each with its nearest reference photo."""
     found: dict[str, Shown] = {}
     for index in np.argsort(-scores, kind="stable"):
@@ -284,7 +288,7 @@ def _candidates(truth: str, scores: NDArray[np.float32], album: Album) -> list[S
         if reference.pill not in found:
             found[reference.pill] = replace(
                 album.shown(reference.pill, reference.image),
-                score=min(1.0, float(scores[index])),
+                score=float(scores[index]),
                 is_right=reference.pill == truth,
             )
         if len(found) == N_CANDIDATES:

@@ -133,13 +133,14 @@ class GallerySize(_Part):
 
     pills: Count
     references: Count
+    background: Annotated[int, Field(ge=0)]
 
 
 class RuleSet(_Part):
     """The rule, and how many validation photos and pills set it."""
 
-    threshold: Annotated[float, Field(ge=-1, le=1)]  # a cosine
-    margin: Annotated[float, Field(ge=0, le=2)]  # a difference of cosines
+    threshold: Annotated[float, Field(ge=-2, le=1)]  # a score
+    margin: Annotated[float, Field(ge=0, le=2)]  # a difference of scores
     n_stranger_probes: Count
     n_stranger_pills: Count
     n_mated_probes: Count
@@ -322,6 +323,7 @@ def _other_calibration(metrics: Metrics, calibration: Calibration) -> Iterator[s
         ("threshold", metrics.calibration.threshold, calibration.threshold),
         ("margin", metrics.calibration.margin, calibration.margin),
         ("gallery_size", metrics.gallery.pills, calibration.gallery_size),
+        ("background_size", metrics.gallery.background, calibration.background_size),
         ("n_stranger_pills", strangers.n_pills, evidence.n_stranger_pills),
         ("n_stranger_photos", strangers.n_probes, evidence.n_stranger_photos),
         ("fpir", strangers.fpir.value, evidence.fpir),
