@@ -315,6 +315,7 @@ def edit_gallery(
 ) -> None:
     file = artifacts / "enroll" / "gallery.safetensors"
     with Gallery.load(file) as old, Gallery.create(space or old.space, old.dim) as new:
+        new.background = old.background
         kept = references(old.references())
         rows = {reference: row for row, reference in enumerate(old.references())}
         new.enrol(kept, embeddings(old.embeddings())[[rows[reference] for reference in kept]])
