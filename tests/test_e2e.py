@@ -49,7 +49,8 @@ BUNDLE = Path("artifacts/package/bundle")
 
 def tiny(params: dict[str, Any]) -> dict[str, Any]:
     """The committed small-machine setting, cut down to a minute; every gate still bites."""
-    fit = {"input_size_px": 64, "epochs": 80, "pills_per_batch": 16, "photos_per_pill": 2}
+    fit: dict[str, Any] = {"input_size_px": 64, "epochs": 80}
+    fit |= {"pills_per_batch": 16, "photos_per_pill": 2}
     fit |= {"backbone_options": {}, "weights": "none", "frozen": [], "batch_norm": "train"}
     fit |= {"learning_rate": 0.002}
     params["prepare"] |= {"validation_share": 0.3, "test_share": 0.3}
