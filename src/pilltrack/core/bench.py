@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -184,16 +185,20 @@ def fill_up(gallery: Gallery, references: int) -> None:
     A gallery that has as many or more is left alone.
     """
     n_missing = max(0, references - len(gallery))
-    embeddings = np.random.default_rng(0).standard_normal((n_missing, gallery.dim), np.float32)
-    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    embeddings = _random_unit_rows(n_missing, gallery.dim, seed=0)
     gallery.enrol([Reference(f"random-{i:07}", "", "") for i in range(n_missing)], embeddings)
 
 
 def random_background(size: int, dim: int) -> Background:
     """A background as large as another model's: comparing with it takes as long."""
-    embeddings = np.random.default_rng(1).standard_normal((size, dim), np.float32)
-    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-    return Background(embeddings, [f"random-{i:07}" for i in range(size)])
+    names = [f"random-{i:07}" for i in range(size)]
+    return Background(_random_unit_rows(size, dim, seed=1), names)
+
+
+def _random_unit_rows(n: int, dim: int, *, seed: int) -> NDArray[np.float32]:
+    rows = np.random.default_rng(seed).standard_normal((n, dim), np.float32)
+    unit: NDArray[np.float32] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit
 
 
 def ratio_of_p50(other: dict[str, Percentiles], own: dict[str, Percentiles]) -> dict[str, float]:
