@@ -1,7 +1,7 @@
 """The locator on real photos, composed scenes and clutter, beside a classical baseline.
 
     PILLTRACK_REAL_DATA=<folder of phone_pills.zip> \\
-    python benchmarks/locate.py --model artifacts/locate/locator.tflite [--prepared DIR]
+    python benchmarks/locate.py [--bundle DIR] [--prepared DIR] [--json FILE]
 
 Prints a Markdown table and, with --json, writes the figures. Real photos are those of the splits
 val and test, which no training or choice has seen; without the variable they are left out.
@@ -16,21 +16,23 @@ import argparse
 import json
 import os
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pilltrack.core.image import decode_image
-from pilltrack.core.locate import Locator
+from pilltrack.core.bundle import LOCATOR_FILE
+from pilltrack.core.identify import STARTER_BUNDLE, open_locator
+from pilltrack.core.image import read_image
 from pilltrack.pipeline.detections import Boxes, boxes_of, score_frame, summary
 from pilltrack.pipeline.locator_data import cut_outs, rendered_cut_outs, scene_of
 from pilltrack.pipeline.table import load_images
+from pilltrack.pipeline.yolo import first_copies, opened
 
+T = TypeVar("T")
 Frame = NDArray[np.uint8]
 Finder = Callable[[Frame], tuple[Boxes, list[float]]]
 LONGER_SIDE_PX = 640
@@ -40,12 +42,12 @@ SEED = 20_000  # no training run uses these scenes
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, required=True, metavar="FILE.tflite")
+    parser.add_argument("--bundle", type=Path, default=STARTER_BUNDLE, help="(the starter)")
     parser.add_argument("--prepared", type=Path, default=Path("artifacts/prepare"))
     parser.add_argument("--scenes", type=int, default=500, help="of each kind (500)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
-    locator = Locator(arguments.model, threads=2)
+    locator = open_locator(arguments.bundle, threads=2)
 
     def learned(frame: Frame) -> tuple[Boxes, list[float]]:
         return boxes_of(locator.locate(frame))
@@ -57,8 +59,9 @@ def main() -> None:
         for finder, find in finders.items():
             scores = [score_frame(*find(frame), boxes) for frame, boxes in kept]
             results.append({"set": name, "finder": finder, **summary(scores)})
-    timings = _timings(arguments.model)
-    report = {"results": results, "latency_ms": timings, "bytes": arguments.model.stat().st_size}
+    timings = _timings(arguments.bundle)
+    size = (arguments.bundle / LOCATOR_FILE).stat().st_size
+    report = {"results": results, "latency_ms": timings, "bytes": size}
     print(_markdown(results, timings))
     print(json.dumps(report))
     if arguments.json:
@@ -105,7 +108,7 @@ def _test_sets(
 ) -> Iterator[tuple[str, Iterable[tuple[Frame, Boxes]]]]:
     folder = os.environ.get("PILLTRACK_REAL_DATA")
     if folder:
-        photos = [list(_photos(Path(folder) / "phone_pills.zip", part)) for part in ("val", "test")]
+        photos = [_photos(Path(folder) / "phone_pills.zip", part) for part in ("val", "test")]
         yield "phone val", photos[0]
         yield "phone test", photos[1]
         yield "phone val+test", photos[0] + photos[1]
@@ -127,33 +130,35 @@ def _test_sets(
         yield name, ((scene.frame, scene.boxes.astype(np.float64)) for scene in scenes)
 
 
-def _photos(archive: Path, split: str) -> Iterator[tuple[Frame, Boxes]]:
-    """Photos of a split and their boxes: YOLO labels (class x y w h, relative to the frame)."""
-    with zipfile.ZipFile(archive) as file:
-        for name in sorted(file.namelist()):
-            if f"images/{split}/" not in name or name.endswith("/"):
-                continue
-            frame = decode_image(file.read(name), name=name)
-            label = str(Path(name.replace("images/", "labels/")).with_suffix(".txt"))
-            lines = file.read(label).decode().split("\n")
-            centred = np.array([line.split()[1:5] for line in lines if line.strip()], np.float64)
-            centred = centred.reshape(-1, 4) * np.tile(frame.shape[1::-1], 2)
-            centred[:, :2] -= centred[:, 2:] / 2
-            yield frame, centred
+def _photos(archive: Path, split: str) -> list[tuple[Frame, Boxes]]:
+    """Photos of a split (train, val or test folder) and their boxes."""
+    with opened(archive) as yolo:
+        photos = [photo for photo in first_copies(yolo) if photo.folder == split]
+        frames = [read_image(photo.path) for photo in photos]
+    return [
+        (frame, photo.boxes_px(*frame.shape[:2]))
+        for frame, photo in zip(frames, photos, strict=True)
+    ]
 
 
-def _timings(model: Path) -> dict[str, float]:
+def seconds_of(step: Callable[[], T]) -> tuple[T, float]:
+    """What a step returns and how long it took."""
+    start = time.perf_counter()
+    result = step()
+    return result, time.perf_counter() - start
+
+
+def _timings(bundle: Path) -> dict[str, float]:
     """Median and 99th percentile of a 640 x 480 frame with 20 pills, whole path."""
     scene = scene_of(rendered_cut_outs(20, SEED), LONGER_SIDE_PX, (SEED, 99), 20)
     frame = cv2.resize(scene.frame, (640, 480), interpolation=cv2.INTER_AREA)
     timings = {}
     for threads in (1, 2):
-        locator = Locator(model, threads=threads)
-        durations = []
-        for _ in range(220):
-            start = time.perf_counter()
-            locator.locate(frame)
-            durations.append(1000 * (time.perf_counter() - start))
+        locator = open_locator(bundle, threads=threads)
+        durations = [
+            1000 * seconds_of(lambda: locator.locate(frame))[1]  # noqa: B023
+            for _ in range(220)
+        ]
         timings[f"threads_{threads}_p50"] = float(np.median(durations[20:]))
         timings[f"threads_{threads}_p99"] = float(np.quantile(durations[20:], 0.99))
     return timings

@@ -19,11 +19,13 @@ from pilltrack.core.enrol import quarter_turns
 from pilltrack.core.gallery import Gallery
 from pilltrack.core.image import read_image
 from pilltrack.core.local import LocalReferences
-from tests.tiny_bundle import MODEL, tiny_bundle, tiny_calibration
+from pilltrack.core.locate import Found, Locator
+from tests.tiny_bundle import LOCATOR, MODEL, tiny_bundle, tiny_calibration
 
 COMMANDS = [
-    *STAGES, "identify", "evaluate-folder", "evaluate-epillid", "report", "compare", "bench",
-    "synth", "crop-boxes", "summary", "gallery", "gallery add", "gallery list", "gallery remove",
+    *STAGES, "identify", "count", "evaluate-folder", "evaluate-epillid", "report", "compare",
+    "bench", "synth", "crop-boxes", "summary", "gallery", "gallery add", "gallery list",
+    "gallery remove", "gallery show", "gallery export", "gallery import",
 ]  # fmt: skip
 
 
@@ -50,6 +52,8 @@ def starter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_bundle(
         tmp_path / "starter",
         name="starter",
+        locator=LOCATOR,
+        min_confidence=0.5,
         model=MODEL,
         gallery=tmp_path / "empty.safetensors",
         calibration=tiny_calibration(embedder.space),
@@ -101,6 +105,7 @@ def test_an_enrolled_photo_is_named(
     assert pill["score"] == pytest.approx(1.0)
     assert pill["candidates"] == [{"pill": "red-pill", "score": pill.pop("score")}]
     assert pill.pop("candidates")
+    assert pill.pop("confidence") == 1
     assert pill == {"box": [0, 0, 40, 40], "decision": "known", "pill": "red-pill"}
 
 
@@ -294,6 +299,137 @@ def test_bench_measures_the_starter_bundle_by_default(
     assert json.loads(capsys.readouterr().out)["bundle"] == "starter"
 
 
+def test_several_pills_or_none_are_not_enrolled(
+    starter: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    finds: list[int] = []
+    one = Found((0, 0, 20, 20), np.ones((20, 20), bool), 0.9)
+    monkeypatch.setattr(Locator, "locate", lambda self, frame: [one] * finds.pop(0))
+    paths = photos(tmp_path, 3)
+    finds += [2, 0, 1]
+    assert main(["gallery", "add", "my pill", *paths]) == 1
+    printed = capsys.readouterr().err
+    assert f"{paths[0]}: 2 pills; expected a photo that shows one pill" in printed
+    assert f"{paths[1]}: no pill" in printed
+    assert paths[2] not in printed
+    assert "--crop" in printed
+    assert "nothing was added" in printed
+    assert not (tmp_path / "home").exists()
+    assert main(["gallery", "add", "my pill", "--crop", *paths]) == 0
+
+
+def test_a_pill_too_far_away_is_not_enrolled(
+    starter: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tiny = Found((0, 0, 9, 9), np.ones((9, 9), bool), 0.9)
+    monkeypatch.setattr(Locator, "locate", lambda self, frame: [tiny])
+    assert main(["gallery", "add", "my pill", *photos(tmp_path, 1)]) == 1
+    assert "1.png: a pill 9 pixels long" in capsys.readouterr().err
+
+
+def test_the_crop_that_identify_will_see_is_what_is_enrolled(starter: Path, tmp_path: Path) -> None:
+    assert main(["gallery", "add", "my pill", *photos(tmp_path, 1)]) == 0
+    [kept] = (tmp_path / "home" / "crops").iterdir()
+    assert read_image(kept).shape == (56, 56, 3)  # 42 pixels take three quarters of the side
+
+
+def test_pills_are_counted_and_numbered(
+    starter: Path, red: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "numbered.png"
+    assert main(["count", str(red), f"--draw={out}"]) == 0
+    assert capsys.readouterr().out == f"{red}: 1\n"
+    assert read_image(out).shape == (40, 40, 3)
+    assert (read_image(out) != read_image(red)).any()
+    assert main(["count", "--json", str(red)]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    pills = [{"box": [0, 0, 40, 40], "confidence": 0.9}]
+    assert answer == {"image": str(red), "count": 1, "or_more": False, "pills": pills}
+
+
+def test_count_names_an_unreadable_image_and_goes_on(
+    starter: Path, red: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["count", str(tmp_path / "absent.png"), str(red)]) == 1
+    printed = capsys.readouterr()
+    assert "absent.png" in printed.err
+    assert printed.out == f"{red}: 1\n"
+
+
+def test_several_images_are_drawn_into_a_folder_none_over_another(
+    starter: Path, red: Path, tmp_path: Path
+) -> None:
+    same_name = tmp_path / "other" / red.name
+    looks_numbered = tmp_path / "other" / "1-red.png"
+    same_name.parent.mkdir()
+    for copy in (same_name, looks_numbered):
+        copy.write_bytes(red.read_bytes())
+    images = [str(red), str(same_name), str(looks_numbered)]
+    assert main(["identify", *images, f"--draw={tmp_path / 'named'}"]) == 0
+    drawn = {path.name for path in (tmp_path / "named").iterdir()}
+    assert drawn == {"1-red-pills.png", "2-red-pills.png", "3-1-red-pills.png"}
+    assert main(["identify", str(red), f"--draw={tmp_path / 'one'}"]) == 0
+    assert [path.name for path in (tmp_path / "one").iterdir()] == ["red-pills.png"]
+
+
+@pytest.mark.parametrize("out", ["red.png", "out.gif", "several.png"])
+def test_a_drawing_that_cannot_be_is_wrong_usage_and_replaces_nothing(
+    out: str, starter: Path, red: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = red.read_bytes()
+    images = [str(red)] * (2 if out == "several.png" else 1)
+    with pytest.raises(SystemExit) as ended:
+        main(["count", *images, f"--draw={tmp_path / out}"])
+    assert ended.value.code == 2
+    assert f"--draw {tmp_path / out}" in capsys.readouterr().err
+    assert red.read_bytes() == before
+    assert not (tmp_path / "several.png").exists()
+
+
+def test_a_drawing_that_cannot_be_written_costs_no_other_answer(
+    starter: Path, red: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").write_text("a file, no folder")
+    [noise] = photos(tmp_path, 1)
+    assert main(["count", str(red), noise, f"--draw={tmp_path / 'taken'}"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == f"{red}: 1\n{noise}: 1\n"
+    assert "Name another place with --draw" in printed.err
+
+
+def test_as_many_pills_as_can_be_found_are_called_so_many_or_more(
+    starter: Path, red: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pilltrack.core.locate.MAX_PILLS", 1)
+    assert main(["count", str(red)]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"{red}: 1 or more\n"
+    assert "count fewer at once" in printed.err
+    assert main(["count", "--json", str(red)]) == 0
+    assert json.loads(capsys.readouterr().out)["or_more"] is True
+
+
+def test_a_photo_without_a_pill_is_said_so(
+    starter: Path,
+    red: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(Locator, "locate", lambda self, frame: [])
+    assert main(["identify", str(red)]) == 0
+    assert capsys.readouterr().out == f"{red}: no pill found\n"
+    assert main(["identify", "--json", str(red)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"image": str(red), "pills": []}
+    assert main(["count", str(red)]) == 0
+    assert capsys.readouterr().out == f"{red}: 0\n"
+
+
 def test_evaluate_folder_refuses_a_stranger_that_is_enrolled(
     bundle: Path, red: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -324,10 +460,10 @@ def test_evaluate_folder_prints_recall_and_counts(
 
 
 def photos(directory: Path, n_photos: int) -> list[str]:
-    """Write photos of noise that look alike in all turns, 1.png and so on, and name them."""
+    """Write photos of noise that look alike in all turns, as does their crop; name them."""
     paths = [directory / f"{i}.png" for i in range(1, n_photos + 1)]
     for i, path in enumerate(paths):
-        noise = np.random.default_rng(i).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        noise = np.random.default_rng(i).integers(0, 256, (42, 42, 3), dtype=np.uint8)
         alike = np.mean(quarter_turns(noise), axis=0).astype(np.uint8)
         Image.fromarray(alike).save(path)
     return [str(path) for path in paths]

@@ -62,6 +62,8 @@ def tiny(params: dict[str, Any]) -> dict[str, Any]:
     params["evaluate"] |= {"fpir": 0.2, "misnamed": 0.2, "promised_fpir": 0.9}
     params["evaluate"] |= {"promised_misnamed": 0.9, "max_fnir": 1, "max_flips": 0.4}
     params["evaluate"] |= {"min_recall_at_1_seen": 0.25, "min_recall_at_1_new": 0.1}
+    params["locate"] |= {"rendered_pills": 10, "calibration_scenes": 10, "validation_scenes": 10}
+    params["locate"] |= {"min_ap50": 0.5, "max_false_finds": 0.5}
     return params
 
 
@@ -192,7 +194,9 @@ def test_push_wipe_pull_brings_everything_back(repository: Path) -> None:
 def test_identify_prints_one_json_object_per_image(repository: Path) -> None:
     rows = load_images(repository / "artifacts" / "prepare")
     images = [f"artifacts/prepare/{row.image}" for row in rows if row.role == "probe"][:3]
-    done = run(repository, "pilltrack", "identify", "--json", "--bundle", str(BUNDLE), *images)
+    done = run(
+        repository, "pilltrack", "identify", "--json", "--crop", f"--bundle={BUNDLE}", *images
+    )
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [answer["image"] for answer in answers] == images
     for answer in answers:
@@ -209,7 +213,9 @@ def test_what_is_evaluated_is_what_ships(repository: Path) -> None:
     strangers = [r for r in rows if r.role == "stranger" and r.split == "test"]
     with open_identifier(repository / BUNDLE) as identifier:
         kinds = [
-            identifier.identify(read_image(repository / "artifacts" / "prepare" / row.image))[0]
+            identifier.identify_crop(read_image(repository / "artifacts" / "prepare" / row.image))[
+                0
+            ]
             for row in strangers
         ]
     accepted = sum(pill.decision.kind != "unknown" for pill in kinds) / len(kinds)
@@ -390,7 +396,7 @@ def test_a_calibration_of_another_run_is_not_packaged(
     repository: Path, tmp_path: Path, change: dict[str, Any]
 ) -> None:
     artifacts = tmp_path / "artifacts"
-    for stage in ("prepare", "convert", "enroll", "evaluate"):
+    for stage in ("prepare", "convert", "enroll", "evaluate", "locate"):
         shutil.copytree(repository / "artifacts" / stage, artifacts / stage)
     file = artifacts / "evaluate" / "calibration.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
@@ -401,7 +407,7 @@ def test_a_calibration_of_another_run_is_not_packaged(
 
 def test_a_bundle_may_leave_all_enrolment_to_the_device(repository: Path, tmp_path: Path) -> None:
     artifacts = tmp_path / "artifacts"
-    for stage in ("prepare", "convert", "enroll", "evaluate"):
+    for stage in ("prepare", "convert", "enroll", "evaluate", "locate"):
         shutil.copytree(repository / "artifacts" / stage, artifacts / stage)
     params = load_params(repository / "params.yaml")
     packaged = params.package.model_copy(update={"gallery": "empty"})
@@ -414,7 +420,7 @@ def test_a_bundle_may_leave_all_enrolment_to_the_device(repository: Path, tmp_pa
         assert empty.manifest.pills == {}
         assert empty.manifest.space == full.manifest.space
         assert empty.calibration == full.calibration
-        (pill,) = empty.identify(np.zeros((64, 64, 3), np.uint8))
+        (pill,) = empty.identify_crop(np.zeros((64, 64, 3), np.uint8))
         assert pill.decision.kind == "unknown"
 
 

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 
-from pilltrack.core.bundle import read_bundle
+from pilltrack.core.bundle import LOCATOR_FILE, read_bundle
 from pilltrack.core.embedder import open_embedder
 from pilltrack.core.enrol import embed_references
-from pilltrack.core.identify import STARTER_BUNDLE, open_identifier
+from pilltrack.core.identify import STARTER_BUNDLE, open_identifier, open_locator
+from pilltrack.core.image import read_image
+from pilltrack.core.locate import Locator
 from pilltrack.core.metrics import best_per_pill, recall_at_k
+from pilltrack.core.preprocess import to_model_input
+from pilltrack.pipeline.detections import boxes_of, score_frame, summary
 from pilltrack.pipeline.invented import invent_pills
+from pilltrack.pipeline.locate import STARTER as STARTER_LOCATOR
+from pilltrack.pipeline.locate import load_locator
+from pilltrack.pipeline.locator_data import rendered_cut_outs, scene_of
+from pilltrack.pipeline.locator_net import LocatorNet
 from pilltrack.pipeline.models import STARTER, EmbeddingNet, load_starting_weights
 from pilltrack.pipeline.render import draw_setting, photograph_pill, render_face
 from pilltrack.pipeline.torch_embedder import open_torch_embedder
+from pilltrack.pipeline.yolo import first_copies, opened
 
+REAL_DATA = Path(os.environ.get("PILLTRACK_REAL_DATA", "no-real-data"))
 CARD = (STARTER_BUNDLE.parent / "MODEL_CARD.md").read_text(encoding="utf-8")
 Photo = np.ndarray
 
@@ -35,7 +49,10 @@ def photos() -> list[tuple[str, list[Photo]]]:
 
 def test_it_is_small_holds_no_pill_and_stands_by_a_promise() -> None:
     manifest = read_bundle(STARTER_BUNDLE)
-    assert sum(file.stat().st_size for file in STARTER_BUNDLE.iterdir()) <= 4_000_000
+    locator_bytes = (STARTER_BUNDLE / LOCATOR_FILE).stat().st_size
+    assert locator_bytes <= 2_000_000
+    all_bytes = sum(file.stat().st_size for file in STARTER_BUNDLE.iterdir())
+    assert all_bytes - locator_bytes <= 4_000_000
     assert manifest.name == "starter"
     assert manifest.pills == {}
     assert manifest.model.quantisation in ("int8", "float32")
@@ -78,3 +95,54 @@ def test_training_can_start_from_it() -> None:
     before = net.head.weight.detach().clone()
     assert "student.safetensors" in load_starting_weights(net, "starter")
     assert not np.allclose(before.numpy(), net.head.weight.detach().numpy())
+
+
+@pytest.fixture(scope="module")
+def locator() -> Locator:
+    return open_locator(STARTER_BUNDLE, threads=2)
+
+
+def test_its_locator_finds_pills_of_any_kind_on_tables_it_never_saw(locator: Locator) -> None:
+    cutouts = rendered_cut_outs(30, seed=321)
+    scores = [
+        score_frame(*boxes_of(locator.locate(scene.frame)), scene.boxes.astype(np.float64))
+        for scene in (scene_of(cutouts, 320, (55, n)) for n in range(40))
+    ]
+    found = summary(scores)
+    assert found["ap50"] >= 0.6
+    assert found["precision"] >= 0.75
+
+
+def test_its_locator_finds_nothing_where_nothing_is(locator: Locator) -> None:
+    frames = [scene_of([], 320, (56, n), 0).frame for n in range(40)]
+    assert sum(bool(locator.locate(frame)) for frame in frames) <= 13
+    noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    for flat in (np.zeros_like(noise), np.full_like(noise, 255), noise):
+        assert locator.locate(flat) == []
+
+
+@pytest.mark.real
+def test_its_locator_finds_the_pills_of_real_phone_photos(locator: Locator) -> None:
+    archive = REAL_DATA / "phone_pills.zip"
+    if not archive.is_file():
+        pytest.skip(f"{archive} is absent; set PILLTRACK_REAL_DATA")
+    scores = []
+    with opened(archive) as yolo:
+        for photo in first_copies(yolo):
+            if photo.folder in ("val", "test"):
+                frame = read_image(photo.path)
+                found = boxes_of(locator.locate(frame))
+                scores.append(score_frame(*found, photo.boxes_px(*frame.shape[:2])))
+    assert len(scores) == 21
+    assert summary(scores)["recall"] >= 0.7
+    assert summary(scores)["precision"] >= 0.75
+
+
+def test_the_locator_to_train_on_from_is_the_one_in_the_bundle(locator: Locator) -> None:
+    net = LocatorNet()
+    load_locator(net, STARTER_LOCATOR)
+    frame = scene_of(rendered_cut_outs(5, seed=4), locator.input_size_px, (57, 0), 5).frame
+    pixels = to_model_input(frame, locator.input_size_px)
+    with torch.no_grad():
+        maps = net.eval()(torch.from_numpy(pixels)[None].float())[0].numpy()
+    assert np.corrcoef(maps.ravel(), locator.maps(frame).ravel())[0, 1] > 0.97

@@ -14,6 +14,7 @@ from pilltrack.core.embedder import open_embedder
 from pilltrack.core.gallery import Gallery, Reference
 
 MODEL = Path(__file__).parent / "golden" / "tiny_int8.tflite"
+LOCATOR = MODEL.with_name("whole_frame_locator.tflite")
 
 
 def tiny_bundle(
@@ -29,6 +30,8 @@ def tiny_bundle(
     write_bundle(
         directory / "bundle",
         name="tiny",
+        locator=LOCATOR,
+        min_confidence=0.5,
         model=MODEL,
         gallery=directory / "gallery.safetensors",
         calibration=tiny_calibration(embedder.space, background_size=len(background or ())),

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ STAGES = {
     "convert": "export the student as int8 LiteRT and fp32 ONNX",
     "enroll": "build the gallery with the exported student",
     "evaluate": "calibrate, measure and gate the exported student",
+    "locate": "train the locator, which finds the pills in a frame",
     "package": "write the bundle",
 }
 
@@ -108,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
             )
         command.set_defaults(run=_run_stage, stage=stage)
     _add_identify(commands)
+    _add_count(commands)
     _add_gallery(commands)
     _add_evaluate_folder(commands)
     _add_evaluate_epillid(commands)
@@ -157,13 +159,13 @@ def _add_identify(commands: Any) -> None:
     command = _command(
         commands,
         "identify",
-        "name the pills in photos",
-        "pilltrack identify photo.jpg\n"
+        "find and name the pills in photos",
+        "pilltrack identify photo.jpg --draw named.png\n"
         "pilltrack identify --json photos/*.jpg --home /var/lib/pilltrack\n"
         "pilltrack identify --crop --json crops/*.png --bundle artifacts/package/bundle",
     )
     command.description = (
-        "Name the pills in photos.\n\n"
+        "Find and name the pills in photos.\n\n"
         "Without --bundle, by the starter bundle and what `pilltrack gallery add` has enrolled in\n"
         "the home. With --bundle by what that bundle holds; add --home to search the home as well."
     )
@@ -171,43 +173,162 @@ def _add_identify(commands: Any) -> None:
     _add_bundle(command)
     _add_home(command)
     command.add_argument("--json", action="store_true", help="one JSON object per image")
-    command.add_argument(
-        "--crop", action="store_true", help="each image is one pill: do not locate"
-    )
+    _add_crop(command)
+    _add_draw(command)
     command.set_defaults(run=_identify)
 
 
 def _identify(arguments: argparse.Namespace) -> int:
+    from pilltrack.core.draw import identified_marks
     from pilltrack.core.identify import open_identifier, sentence, to_json
-    from pilltrack.core.image import read_image
     from pilltrack.core.local import is_store
+    from pilltrack.core.locate import MAX_PILLS
 
     # A run with a bundle of its own must not depend on what else this device has learnt.
     local = _home(arguments) if arguments.home or not arguments.bundle else None
-    code = 0
+    drawings = _drawings(arguments)
     with open_identifier(_bundle(arguments), local=local) as identifier:
         if not len(identifier.gallery):
-            _say("no pill is enrolled, so every photo is unknown; " + _how_to_enrol(local))
+            _say("no pill is enrolled, so every pill is unknown; " + _how_to_enrol(local))
         elif arguments.home and not is_store(_home(arguments)):
             _say(f"no pill is enrolled in {local}; " + _how_to_enrol(local))
-        for image in arguments.images:
-            try:
-                pills = identifier.identify(read_image(image))
-            except InputRejected as error:  # the other images are still wanted
-                code = _complain(error)
-                continue
+
+        def answer(image: Path, photo: Any) -> None:
+            pills = (identifier.identify_crop if arguments.crop else identifier.identify)(photo)
+            if len(pills) == MAX_PILLS:
+                _say(f"{image}: {MAX_PILLS} pills are all that one photo can give; show fewer")
             if arguments.json:
                 print(json.dumps(to_json(str(image), pills), ensure_ascii=False))
-            for pill in [] if arguments.json else pills:
-                print(f"{image}: {sentence(pill.decision)}")
+            elif not pills:
+                print(f"{image}: no pill found")
+            elif arguments.crop or len(pills) == 1:
+                print(f"{image}: {sentence(pills[0].decision)}")
+            else:
+                for number, pill in enumerate(pills, 1):
+                    print(f"{image}, pill {number}: {sentence(pill.decision)}")
+            _draw(drawings[image], photo, identified_marks(pills))
+
+        return _for_each_image(arguments.images, answer)
+
+
+def _for_each_image(images: Sequence[Path], answer: Callable[[Path, Any], None]) -> int:
+    """Answer for each image that can be read; complain of the others and go on."""
+    from pilltrack.core.image import read_image
+
+    code = 0
+    for image in images:
+        try:
+            answer(image, read_image(image))
+        except (InputRejected, StageFailed) as error:
+            code = _complain(error)
     return code
+
+
+def _add_count(commands: Any) -> None:
+    command = _command(
+        commands,
+        "count",
+        "count the pills in photos, of whatever kind",
+        "pilltrack count tray.jpg\n"
+        "pilltrack count tray.jpg --draw numbered.png\n"
+        "pilltrack count --json trays/*.jpg",
+    )
+    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    _add_bundle(command)
+    command.add_argument("--json", action="store_true", help="one JSON object per image")
+    _add_draw(command)
+    command.set_defaults(run=_count)
+
+
+def _count(arguments: argparse.Namespace) -> int:
+    from pilltrack.core.draw import counted_marks
+    from pilltrack.core.identify import open_locator
+    from pilltrack.core.locate import MAX_PILLS
+
+    drawings = _drawings(arguments)
+    locator = open_locator(_bundle(arguments))
+
+    def answer(image: Path, photo: Any) -> None:
+        found = locator.locate(photo)
+        more = len(found) == MAX_PILLS
+        if more:
+            _say(f"{image}: {MAX_PILLS} pills are all that one photo can give; count fewer at once")
+        if arguments.json:
+            pills = [{"box": pill.box, "confidence": round(pill.confidence, 4)} for pill in found]
+            counted = {"image": str(image), "count": len(found), "or_more": more, "pills": pills}
+            print(json.dumps(counted, ensure_ascii=False))
+        else:
+            print(f"{image}: {len(found)}{' or more' if more else ''}")
+        _draw(drawings[image], photo, counted_marks(found))
+
+    return _for_each_image(arguments.images, answer)
+
+
+def _add_crop(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--crop", action="store_true", help="each image is nothing but one pill: do not locate"
+    )
+
+
+def _add_draw(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--draw",
+        type=Path,
+        metavar="OUT",
+        help="paint what was found: OUT.png for one image, or a folder OUT for any number",
+    )
+    command.set_defaults(usage_error=command.error)
+
+
+def _drawings(arguments: argparse.Namespace) -> dict[Path, Path | None]:
+    """Where each image is drawn, if at all; ends with wrong usage where that cannot be."""
+    images, out = arguments.images, arguments.draw
+    if out is None:
+        return dict.fromkeys(images)
+    if out.suffix.lower() == ".png" and not out.is_dir():
+        if len(images) > 1:
+            arguments.usage_error(
+                f"--draw {out} is one file for {len(images)} images: name a folder"
+            )
+        if out.resolve() == images[0].resolve():
+            arguments.usage_error(f"--draw {out} would replace the photo: name another file")
+        return {images[0]: out}
+    if out.suffix and not out.is_dir():
+        arguments.usage_error(f"--draw {out} is neither a folder nor a file that ends in .png")
+    names = [f"{image.stem}-pills" for image in images]
+    if len(set(names)) < len(names):
+        names = [f"{number}-{name}" for number, name in enumerate(names, 1)]
+    return {image: out / f"{name}.png" for image, name in zip(images, names, strict=True)}
+
+
+def _draw(to: Path | None, photo: Any, marks: Any) -> None:
+    if to is None:
+        return
+    import io
+
+    from PIL import Image
+
+    from pilltrack.core.draw import draw
+    from pilltrack.core.files import write_atomically
+
+    written = io.BytesIO()
+    Image.fromarray(draw(photo, marks)).save(written, "png", compress_level=1)
+    try:
+        write_atomically(to, written.getvalue())
+    except OSError as error:
+        raise StageFailed(
+            str(to),
+            found=error.strerror or str(error),
+            expected="a file that can be written",
+            remedy="Name another place with --draw.",
+        ) from error
 
 
 def _add_gallery(commands: Any) -> None:
     gallery = _command(
         commands,
         "gallery",
-        "teach this device pills from photos, list and forget them",
+        "teach this device pills from photos, list, show, pass on and forget them",
         "pilltrack gallery add ibuprofen-200 1.jpg 2.jpg 3.jpg\n"
         "pilltrack gallery list\n"
         "pilltrack gallery remove ibuprofen-200",
@@ -223,6 +344,7 @@ def _add_gallery(commands: Any) -> None:
     add.add_argument("name", metavar="NAME", help="of the pill, as identify shall say it")
     add.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     add.add_argument("--side", choices=("front", "back"), default="", help="shown by these photos")
+    _add_crop(add)
     _add_bundle(add)
     add.set_defaults(run=_gallery_add)
     listing = _command(
@@ -241,30 +363,58 @@ def _add_gallery(commands: Any) -> None:
     )
     remove.add_argument("name", metavar="NAME")
     remove.set_defaults(run=_gallery_remove)
-    for action in (add, listing, remove):
+    show = _command(
+        actions,
+        "show",
+        "the photos that this device keeps of a pill",
+        "pilltrack gallery show ibuprofen-200\npilltrack gallery show ibuprofen-200 --json",
+    )
+    show.add_argument("name", metavar="NAME")
+    show.add_argument("--json", action="store_true", help="print one JSON object")
+    show.set_defaults(run=_gallery_show)
+    export = _command(
+        actions,
+        "export",
+        "write all pills enrolled on this device to a zip, for another device",
+        "pilltrack gallery export pills.zip",
+    )
+    export.add_argument("zip", type=Path, metavar="ZIP")
+    export.set_defaults(run=_gallery_export)
+    importing = _command(
+        actions,
+        "import",
+        "enrol the pills of such a zip on this device",
+        "pilltrack gallery import pills.zip",
+    )
+    importing.add_argument("zip", type=Path, metavar="ZIP")
+    _add_bundle(importing)
+    importing.set_defaults(run=_gallery_import)
+    for action in (add, listing, remove, show, export, importing):
         _add_home(action)
 
 
 def _gallery_add(arguments: argparse.Namespace) -> int:
+    from pilltrack.core.enrol import lone_pill
     from pilltrack.core.identify import open_identifier
     from pilltrack.core.image import read_image
     from pilltrack.core.local import LocalReferences
 
     photos, code = [], 0
-    for image in arguments.images:
-        try:
-            photos.append((image.name, read_image(image)))
-        except InputRejected as error:  # the other bad files shall be named too
-            code = _complain(error)
-    if code:
-        _say("nothing was added")
-        return code
-    with (
-        open_identifier(_bundle(arguments)) as identifier,
-        LocalReferences(_home(arguments)) as local,
-    ):
-        n_new = local.add(arguments.name, photos, arguments.side)
-        references, _ = local.embedded(identifier.embedder)  # so that the next identify is fast
+    with open_identifier(_bundle(arguments)) as identifier:
+        for image in arguments.images:
+            try:
+                photo = read_image(image)
+                if not arguments.crop:
+                    photo = lone_pill(identifier.locator, str(image), photo)
+                photos.append((image.name, photo))
+            except InputRejected as error:  # the other bad files shall be named too
+                code = _complain(error)
+        if code:
+            _say("nothing was added")
+            return code
+        with LocalReferences(_home(arguments)) as local:
+            n_new = local.add(arguments.name, photos, arguments.side)
+            references, _ = local.embedded(identifier.embedder)  # the next identify is fast
     sides = [reference.side for reference in references if reference.pill == arguments.name]
     print(f"{arguments.name}: {_references(len(sides))} ({n_new} new)")
     if len(sides) < 3:
@@ -310,6 +460,67 @@ def _gallery_remove(arguments: argparse.Namespace) -> int:
     raise InputRejected(
         arguments.name, found="not enrolled", expected=f"a pill enrolled in {home}", remedy=remedy
     )
+
+
+def _gallery_show(arguments: argparse.Namespace) -> int:
+    from pilltrack.core.local import CROPS_DIRECTORY, LocalReferences, is_store
+
+    home, kept = _home(arguments), []
+    if is_store(home):
+        with LocalReferences(home) as local:
+            kept = local.kept(arguments.name)
+    if not kept:
+        raise InputRejected(
+            arguments.name,
+            found="not enrolled",
+            expected=f"a pill enrolled in {home}",
+            remedy="See `pilltrack gallery list`.",
+        )
+    rows = [
+        {
+            "side": reference.side,
+            "image": reference.image,
+            "added_at": reference.added_at,
+            "photo": str(home / CROPS_DIRECTORY / f"{reference.crop}.png"),
+        }
+        for reference in kept
+    ]
+    if arguments.json:
+        print(json.dumps({"pill": arguments.name, "references": rows}, ensure_ascii=False))
+        return 0
+    for row in rows:
+        print(f"{row['added_at']}  {row['side'] or '-':5}  {row['image']}  {row['photo']}")
+    return 0
+
+
+def _gallery_export(arguments: argparse.Namespace) -> int:
+    from pilltrack.core.exchange import export_references
+    from pilltrack.core.local import LocalReferences, is_store
+
+    home = _home(arguments)
+    if not is_store(home):
+        raise InputRejected(
+            str(home), found="no enrolled pill", expected="some", remedy=_how_to_enrol(home)
+        )
+    with LocalReferences(home) as local:
+        print(f"{arguments.zip}: {_references(export_references(local, arguments.zip))}")
+    return 0
+
+
+def _gallery_import(arguments: argparse.Namespace) -> int:
+    from pilltrack.core.exchange import import_references
+    from pilltrack.core.identify import open_identifier
+    from pilltrack.core.local import LocalReferences
+
+    with (
+        open_identifier(_bundle(arguments)) as identifier,
+        LocalReferences(_home(arguments)) as local,
+    ):
+        added = import_references(local, arguments.zip)
+        local.embedded(identifier.embedder)  # the next identify is fast
+    for pill, n_new in sorted(added.items()):
+        print(f"{pill}: {_references(n_new)} new")
+    return 0
 
 
 def _add_bundle(command: argparse.ArgumentParser) -> None:

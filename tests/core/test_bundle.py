@@ -19,6 +19,7 @@ from tests.calibrations import calibration
 GOLDEN = Path(__file__).parents[1] / "golden"
 INT8 = GOLDEN / "tiny_int8.tflite"
 FLOAT = GOLDEN / "tiny.tflite"
+LOCATOR = GOLDEN / "whole_frame_locator.tflite"
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,10 @@ def test_written_bundle_reads_back_as_it_was(tmp_path: Path) -> None:
     }  # fmt: skip
     assert written.space == embedding_space(INT8) == written.calibration.space
     assert written.pills == {"aspirin": {"ndc": "0001-0001", "name": "Aspirin®"}}
-    assert listing(tmp_path / "bundle") == ["gallery.safetensors", "manifest.json", "model.tflite"]
+    assert written.locator.min_confidence == 0.3
+    assert listing(tmp_path / "bundle") == [
+        "gallery.safetensors", "locator.tflite", "manifest.json", "model.tflite"
+    ]  # fmt: skip
     assert (tmp_path / "bundle" / "model.tflite").read_bytes() == INT8.read_bytes()
 
 
@@ -74,6 +78,12 @@ def test_failed_writing_keeps_the_older_bundle(bundle: Path) -> None:
     assert listing(bundle.parent) == ["bundle", "work"]
 
 
+def test_what_is_no_locator_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(BundleRejected, match=r"tiny_int8\.tflite: .* expected one input"):
+        write(tmp_path / "bundle", work=tmp_path / "work", locator=INT8)
+    assert not (tmp_path / "bundle").exists()
+
+
 @pytest.mark.parametrize("occupied", ["directory", "file"])
 def test_what_is_not_a_bundle_is_not_overwritten(occupied: str, tmp_path: Path) -> None:
     target = tmp_path / "precious"
@@ -87,7 +97,7 @@ def test_what_is_not_a_bundle_is_not_overwritten(occupied: str, tmp_path: Path) 
     assert "dear diary" in (target / "diary.txt" if target.is_dir() else target).read_text()
 
 
-@pytest.mark.parametrize("name", ["model.tflite", "gallery.safetensors"])
+@pytest.mark.parametrize("name", ["locator.tflite", "model.tflite", "gallery.safetensors"])
 def test_one_changed_bit_is_found(name: str, bundle: Path) -> None:
     content = bytearray((bundle / name).read_bytes())
     content[len(content) // 2] ^= 1
@@ -96,14 +106,16 @@ def test_one_changed_bit_is_found(name: str, bundle: Path) -> None:
         read_bundle(bundle)
 
 
-@pytest.mark.parametrize("name", ["model.tflite", "gallery.safetensors"])
+@pytest.mark.parametrize("name", ["locator.tflite", "model.tflite", "gallery.safetensors"])
 def test_truncated_file_is_found_by_its_size(name: str, bundle: Path) -> None:
     os.truncate(bundle / name, 10)
     with pytest.raises(BundleRejected, match=rf"{name}: 10 bytes; expected \d+ bytes"):
         read_bundle(bundle)
 
 
-@pytest.mark.parametrize("name", ["model.tflite", "gallery.safetensors", "manifest.json"])
+@pytest.mark.parametrize(
+    "name", ["locator.tflite", "model.tflite", "gallery.safetensors", "manifest.json"]
+)
 def test_missing_file_is_named(name: str, bundle: Path) -> None:
     (bundle / name).unlink()
     with pytest.raises(BundleRejected, match=f"{name}: (missing|cannot be read)"):
@@ -125,7 +137,9 @@ def test_unlisted_entry_is_named(kind: str, bundle: Path) -> None:
         read_bundle(bundle)
 
 
-@pytest.mark.parametrize("name", ["model.tflite", "gallery.safetensors", "manifest.json"])
+@pytest.mark.parametrize(
+    "name", ["locator.tflite", "model.tflite", "gallery.safetensors", "manifest.json"]
+)
 def test_link_is_refused_even_to_the_right_bytes(name: str, bundle: Path, tmp_path: Path) -> None:
     shutil.move(bundle / name, tmp_path / "elsewhere")
     (bundle / name).symlink_to(tmp_path / "elsewhere")
@@ -180,7 +194,7 @@ def test_another_version_of_preprocessing_is_another_space(
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        (lambda m: m.update(format=2), "format 2; expected format 3"),
+        (lambda m: m.update(format=3), "format 3; expected format 4"),
         (lambda m: m.update(format="1"), "format '1'"),
         (lambda m: m.update(format=True), "format True"),
         (lambda m: m.pop("format"), "format None"),
@@ -190,6 +204,8 @@ def test_another_version_of_preprocessing_is_another_space(
         (lambda m: m["calibration"]["evidence"].update(fpir_upper=0.5), "fpir of up to 0.5000"),
         (lambda m: m["calibration"].pop("evidence"), "calibration.evidence: Field required"),
         (lambda m: m["model"].update(input_size_px="32"), "input_size_px"),
+        (lambda m: m["locator"].update(min_confidence=0.0), "locator.min_confidence"),
+        (lambda m: m.pop("locator"), "locator: Field required"),
         (lambda m: m["model"].update(file="../model.tflite"), "model.file"),
         (lambda m: m.update(space="short"), "space"),
         (lambda m: m["pills"].update(b={"dose": 5}), "pills.b.dose"),
@@ -204,6 +220,7 @@ def test_another_version_of_preprocessing_is_another_space(
         (lambda m: m["files"]["model.tflite"].update(sha256="x"), "sha256"),
         (lambda m: m["files"].pop("model.tflite"), "model.tflite is not among its files"),
         (lambda m: m["files"].pop("gallery.safetensors"), "gallery.safetensors is not among"),
+        (lambda m: m["files"].pop("locator.tflite"), "locator.tflite is not among"),
         (lambda m: add_file(m, "manifest.json"), "it lists itself"),
     ],
 )
@@ -234,6 +251,7 @@ def write(
     work: Path,
     name: str = "demo",
     model: Path = INT8,
+    locator: Path = LOCATOR,
     calibration_space: str | None = None,
 ) -> Manifest:
     space = embedding_space(model)
@@ -241,6 +259,8 @@ def write(
     return write_bundle(
         directory,
         name=name,
+        locator=locator,
+        min_confidence=0.3,
         model=model,
         gallery=save_gallery(work / "gallery", space=space),
         calibration=calibration(calibration_space or space),

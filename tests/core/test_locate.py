@@ -14,11 +14,12 @@ from pilltrack.core.locate import MAX_PILLS, N_MAPS, STRIDE, Found, Locator, cro
 
 CELLS = 40
 SIDE = CELLS * STRIDE
+LEAST = 0.3  # confidence
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def test_two_touching_discs_are_two_pills() -> None:
-    found = find_pills(maps_of([(60, 80, 20), (100, 80, 20)]), SIDE, SIDE)
+    found = find_pills(maps_of([(60, 80, 20), (100, 80, 20)]), SIDE, SIDE, LEAST)
     assert len(found) == 2
     assert sorted(pill.box[0] for pill in found) == pytest.approx([40, 80], abs=1)
     for pill in found:
@@ -27,7 +28,7 @@ def test_two_touching_discs_are_two_pills() -> None:
 
 
 def test_masks_of_touching_discs_do_not_overlap_by_more_than_their_seam() -> None:
-    left, right = find_pills(maps_of([(60, 80, 20), (100, 80, 20)]), SIDE, SIDE)
+    left, right = find_pills(maps_of([(60, 80, 20), (100, 80, 20)]), SIDE, SIDE, LEAST)
     both = in_frame(left) & in_frame(right)
     assert np.count_nonzero(both) < 0.05 * np.pi * 20**2
 
@@ -35,25 +36,25 @@ def test_masks_of_touching_discs_do_not_overlap_by_more_than_their_seam() -> Non
 def test_most_confident_pill_comes_first() -> None:
     maps = maps_of([(40, 40, 16), (110, 110, 24)])
     maps[:20, :20, 0] *= 0.6
-    confidences = [pill.confidence for pill in find_pills(maps, SIDE, SIDE)]
+    confidences = [pill.confidence for pill in find_pills(maps, SIDE, SIDE, LEAST)]
     assert confidences == pytest.approx([1.0, 0.6])
 
 
 def test_a_peak_below_the_threshold_is_no_pill() -> None:
     maps = maps_of([(80, 80, 20)])
     maps[..., 0] *= 0.29
-    assert find_pills(maps, SIDE, SIDE) == []
+    assert find_pills(maps, SIDE, SIDE, LEAST) == []
 
 
 def test_two_peaks_on_one_pill_are_one_find() -> None:
     maps = maps_of([(80, 80, 30)])
     maps[20, 23, 0] = maps[20, 17, 0] = 1.0
-    assert len(find_pills(maps, SIDE, SIDE)) == 1
+    assert len(find_pills(maps, SIDE, SIDE, LEAST)) == 1
 
 
 def test_boxes_and_masks_are_in_the_pixels_of_a_larger_frame() -> None:
     # 1280 x 960 is letterboxed to 160 x 120: eight frame pixels for one, 20 rows of margin.
-    (pill,) = find_pills(maps_of([(80, 80, 20)]), 960, 1280)
+    (pill,) = find_pills(maps_of([(80, 80, 20)]), 960, 1280, LEAST)
     assert pill.box == pytest.approx((480, 320, 320, 320), abs=8)
     assert pill.mask.shape == (pill.box[3], pill.box[2])
     assert bool(pill.mask[160, 160])
@@ -61,7 +62,7 @@ def test_boxes_and_masks_are_in_the_pixels_of_a_larger_frame() -> None:
 
 
 def test_a_pill_half_outside_keeps_its_box_inside_the_frame() -> None:
-    (pill,) = find_pills(maps_of([(2, 80, 20)]), SIDE, SIDE)
+    (pill,) = find_pills(maps_of([(2, 80, 20)]), SIDE, SIDE, LEAST)
     assert pill.box[0] == 0
     assert pill.box[2] == pytest.approx(22, abs=2)
 
@@ -69,7 +70,7 @@ def test_a_pill_half_outside_keeps_its_box_inside_the_frame() -> None:
 def test_a_field_of_peaks_gives_no_more_than_the_limit() -> None:
     discs = [(x, y, 5) for x in range(8, 160, 13) for y in range(8, 160, 13)]
     assert len(discs) > MAX_PILLS
-    assert len(find_pills(maps_of(discs), SIDE, SIDE)) == MAX_PILLS
+    assert len(find_pills(maps_of(discs), SIDE, SIDE, LEAST)) == MAX_PILLS
 
 
 @settings(max_examples=25, deadline=None)
@@ -78,7 +79,7 @@ def test_any_maps_give_boxes_inside_the_frame(seed: int, height: int, width: int
     rng = np.random.default_rng(seed)
     maps = np.repeat(np.repeat(rng.random((4, 4, N_MAPS), dtype=np.float32), 4, 0), 4, 1)
     maps[..., 2:] *= rng.uniform(0, 1)
-    for pill in find_pills(maps, height, width):
+    for pill in find_pills(maps, height, width, LEAST):
         x, y, w, h = pill.box
         assert 0 <= x < x + w <= width
         assert 0 <= y < y + h <= height
@@ -88,7 +89,7 @@ def test_any_maps_give_boxes_inside_the_frame(seed: int, height: int, width: int
 
 def test_maps_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match=r"expected \(C, C, 6\)"):
-        find_pills(np.zeros((8, 9, 6), np.float32), 32, 32)
+        find_pills(np.zeros((8, 9, 6), np.float32), 32, 32, LEAST)
 
 
 @pytest.mark.parametrize("turn_degrees", [0, 30, 45, 90])
@@ -130,14 +131,14 @@ def test_a_masked_crop_in_any_corner_keeps_the_whole_mask(pill_at: tuple[int, in
 
 def test_an_embedder_is_no_locator() -> None:
     with pytest.raises(BundleRejected, match="one output"):
-        Locator(GOLDEN / "tiny_int8.tflite")
+        Locator(GOLDEN / "tiny_int8.tflite", min_confidence=LEAST)
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "locator.tflite"
     file.write_bytes(b"not a model")
     with pytest.raises(BundleRejected, match="damaged"):
-        Locator(file)
+        Locator(file, min_confidence=LEAST)
 
 
 def maps_of(discs: list[tuple[int, int, int]]) -> NDArray[np.float32]:

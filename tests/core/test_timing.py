@@ -122,7 +122,7 @@ def test_the_timed_steps_decide_as_identify_does(tmp_path: Path) -> None:
         subject = Subject(identifier.embedder, identifier.gallery, identifier.calibration)
         kinds = set()
         for crop in (RED, *noise_crops(1)):
-            (pill,) = identifier.identify(crop)
+            (pill,) = identifier.identify_crop(crop)
             _, decision = identify_timed(subject, crop)
             assert decision == pill.decision
             kinds.add(decision.kind)

@@ -1,4 +1,7 @@
-"""Makes tiny.tflite, tiny_int8.tflite and tiny.onnx: one small untrained network, three exports.
+"""Makes the models that the tests use.
+
+tiny.tflite, tiny_int8.tflite and tiny.onnx are one small untrained network in three exports;
+whole_frame_locator.tflite finds one pill in every frame, as large as the frame.
 
     python tests/golden/make_models.py
 
@@ -36,12 +39,36 @@ class TinyStudent(torch.nn.Module):
         return embeddings
 
 
+class WholeFrame(torch.nn.Module):
+    """(1, 32, 32, 3) -> (1, 8, 8, 6): a peak in the middle, each cell sees the frame's sides."""
+
+    maps: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        cells = INPUT_SIZE_PX // 4
+        at = (torch.arange(cells) + 0.5) / cells
+        maps = torch.ones(1, cells, cells, 6)
+        maps[..., 0] = 0
+        maps[0, cells // 2, cells // 2, 0] = 0.9
+        for channel, distance in enumerate((at, at[:, None], 1 - at, 1 - at[:, None]), 2):
+            maps[0, ..., channel] = distance.sqrt().expand(cells, cells)
+        self.register_buffer("maps", maps)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.maps + 1e-12 * images.mean()  # else there would be no input
+
+
 def main() -> None:
+    locator = HERE / "whole_frame_locator.tflite"
+    example = torch.zeros(1, INPUT_SIZE_PX, INPUT_SIZE_PX, 3)
+    litert_torch.convert(WholeFrame().eval(), (example,)).export(str(locator))
+    locator.chmod(0o644)
+
     torch.manual_seed(0)
     random = np.random.default_rng(0)
     shape = (1, INPUT_SIZE_PX, INPUT_SIZE_PX, 3)
     model = TinyStudent().eval()
-    example = torch.zeros(shape)
 
     floating = HERE / "tiny.tflite"
     litert_torch.convert(model, (example,)).export(str(floating))

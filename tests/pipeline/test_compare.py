@@ -49,7 +49,7 @@ from pilltrack.pipeline.releases import BUNDLE, opened_bundle
 from pilltrack.pipeline.synth import synth
 from pilltrack.pipeline.table import load_images
 from tests.pipeline.pill_zips import picture
-from tests.tiny_bundle import MODEL, tiny_bundle, tiny_calibration
+from tests.tiny_bundle import LOCATOR, MODEL, tiny_bundle, tiny_calibration
 
 FPIR, MISNAMED, FNIR, RECALL_NEW, RECALL_SEEN, RECALL_5, NAMED = METRICS
 FLOAT_MODEL = MODEL.with_name("tiny.tflite")
@@ -286,6 +286,8 @@ def bundle(
     write_bundle(
         directory,
         name="tiny",
+        locator=LOCATOR,
+        min_confidence=0.5,
         model=model,
         gallery=gallery_file,
         calibration=tiny_calibration(

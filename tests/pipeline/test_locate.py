@@ -7,23 +7,30 @@ import numpy as np
 import pytest
 import torch
 
+import pilltrack
 from pilltrack.core.errors import GateFailed, StageFailed
 from pilltrack.core.locate import STRIDE, Locator, find_pills
 from pilltrack.pipeline.capture import Photo
 from pilltrack.pipeline.detections import average_precision, boxes_of, score_frame, summary
 from pilltrack.pipeline.locate import (
-    LocateParams,
+    CONFIDENCES,
     check,
+    choose_confidence,
     export_locator,
     gate,
+    load_locator,
     main,
+    save_locator,
     train,
 )
 from pilltrack.pipeline.locator_data import example, rendered_cut_outs, scene_of
 from pilltrack.pipeline.locator_net import LocatorNet, locator_loss, targets_of
+from pilltrack.pipeline.params import LocateParams, Params
 
+STUDENT = Path(pilltrack.__file__).parent / "starter" / "student.safetensors"
 SETTINGS = LocateParams(
     seed=3,
+    weights="none",
     input_size_px=96,
     rendered_pills=4,
     steps=4,
@@ -51,7 +58,7 @@ def test_perfect_answers_are_read_back_as_the_scene(cutouts: list[Photo], number
     scene = scene_of(cutouts, 320, (1, number), 12)
     height, width = scene.labels.shape
     _, maps, _ = example(scene, 320)
-    found = find_pills(maps, height, width)
+    found = find_pills(maps, height, width, 0.3)
     score = score_frame(*boxes_of(found), scene.boxes.astype(np.float64))
     assert score.right.all()
     assert len(found) >= score.n_pills - 1  # of two in a heap, one may hide the other's middle
@@ -145,7 +152,7 @@ def test_exported_locator_answers_like_the_network_and_survives_any_frame(
     net, model = lively_net(cutouts), tmp_path / "locator.tflite"
     export_locator(net, cutouts, SETTINGS, model)
     assert model.stat().st_size < 2_000_000
-    locator = Locator(model)
+    locator = Locator(model, min_confidence=0.3)
     scene = scene_of(cutouts, 96, (9, 9), 4)
     pixels, _, _ = example(scene, 96)
     with torch.no_grad():
@@ -168,14 +175,61 @@ def test_exported_locator_answers_like_the_network_and_survives_any_frame(
     assert 0 <= metrics["ap50"] <= 1
 
 
-def test_stage_writes_model_history_and_metrics(tiny_artifacts: Path) -> None:
-    main(SETTINGS, tiny_artifacts)
+def test_stage_writes_model_history_and_metrics(tiny_artifacts: Path, tiny_params: Params) -> None:
+    main(tiny_params.model_copy(update={"locate": SETTINGS}), tiny_artifacts)
     out = tiny_artifacts / "locate"
-    assert Locator(out / "locator.tflite").input_size_px == SETTINGS.input_size_px
+    assert json.loads((out / "locator.json").read_text())["min_confidence"] in CONFIDENCES
+    assert (
+        Locator(out / "locator.tflite", min_confidence=0.3).input_size_px == SETTINGS.input_size_px
+    )
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["int8_bytes"] == (out / "locator.tflite").stat().st_size
     assert (out / "history.csv").read_text().splitlines()[-1].startswith("4,")
     assert not (tiny_artifacts / ".checkpoints" / "locate.pt").exists()
+
+
+def test_saved_weights_come_back_and_others_are_refused(tmp_path: Path) -> None:
+    some, other = seeded_net(), LocatorNet()
+    save_locator(some, tmp_path / "locator.safetensors")
+    load_locator(other, tmp_path / "locator.safetensors")
+    for a, b in zip(some.parameters(), other.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-3)
+    with pytest.raises(StageFailed, match=r"(?s)student.*: not a locator.*none, starter"):
+        load_locator(other, STUDENT)
+    with pytest.raises(StageFailed, match=r"absent\.safetensors"):
+        load_locator(other, tmp_path / "absent.safetensors")
+
+
+def test_no_steps_take_the_weights_as_they_are(
+    cutouts: list[Photo], tiny_artifacts: Path, tiny_params: Params, tmp_path: Path
+) -> None:
+    save_locator(lively_net(cutouts), tmp_path / "start.safetensors")
+    update = {"weights": str(tmp_path / "start.safetensors"), "steps": 0}
+    settings = SETTINGS.model_copy(update=update)
+    main(tiny_params.model_copy(update={"locate": settings}), tiny_artifacts)
+    written = (tiny_artifacts / "locate" / "locator.safetensors").read_bytes()
+    assert written == (tmp_path / "start.safetensors").read_bytes()
+
+
+def test_the_confidence_is_the_one_that_counts_best(cutouts: list[Photo]) -> None:
+    class Sure(Locator):
+        """Finds every pill with 0.62, and as many ghosts with 0.43."""
+
+        def __init__(self) -> None:
+            full = (scene_of(cutouts, 96, (3, 2, n)) for n in range(20))
+            with_pills = [scene for scene in full if len(scene.boxes)][:2]
+            empty = [scene_of(cutouts, 96, (3, 3, n), 0) for n in range(2)]
+            self.scenes = iter(with_pills + empty)
+
+        def maps(self, frame: np.ndarray) -> np.ndarray:
+            scene = next(self.scenes)
+            assert (scene.frame == frame).all()
+            _, maps, _ = example(scene, 96)
+            maps[..., 0] *= 0.62
+            maps[0, 0] = (0.43, 1, 0.1, 0.1, 0.1, 0.1)
+            return maps
+
+    assert choose_confidence(Sure(), cutouts, SETTINGS) == 0.6
 
 
 def test_a_locator_that_finds_nothing_fails_the_gate() -> None:

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from pilltrack.pipeline import laid_pill
 from pilltrack.pipeline.capture import Light, Photo
 from pilltrack.pipeline.clutter import add_clutter, draw_backdrop, lay
 from pilltrack.pipeline.laid_pill import CUTOUT_PX, trimmed
@@ -36,7 +37,8 @@ def test_every_pill_has_a_label_and_its_box(seed: int) -> None:
         assert max(size) >= MIN_PILL_PX * 0.4
 
 
-def test_colourful_pixels_are_where_the_labels_are() -> None:
+def test_colourful_pixels_are_where_the_labels_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(laid_pill, "DYED", 0.0)
     inside, outside = [], []
     for seed in range(12):
         scene = compose([solid((255, 0, 0))], 160, 160, np.random.default_rng(seed), 6)
@@ -47,6 +49,19 @@ def test_colourful_pixels_are_where_the_labels_are() -> None:
         outside.append(colourful[cv2.dilate(pills, square) == 0])
     assert np.concatenate(inside).mean() > 0.9
     assert np.concatenate(outside).mean() < 0.3
+
+
+def test_dyed_capsules_have_two_colours_and_keep_their_outline() -> None:
+    white = solid((250, 250, 250), 0.4)
+    hues, alphas = [], []
+    for seed in range(60):
+        laid = laid_pill.turned(white, 60, 1.0, np.random.default_rng(seed))
+        inside = laid[..., 3] > 0.99
+        colours = laid[inside][:, :3].round(-1)
+        hues.append(len(np.unique(colours, axis=0)))
+        alphas.append(inside.sum())
+    assert 5 < sum(n > 3 for n in hues) < 40  # two dyes, and shades at their seam
+    assert max(alphas) - min(alphas) < 0.1 * max(alphas)
 
 
 def test_a_scene_without_pills_needs_no_cutouts() -> None:

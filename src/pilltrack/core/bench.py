@@ -26,7 +26,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pilltrack.core.background import Background
-from pilltrack.core.bundle import write_bundle
+from pilltrack.core.bundle import LOCATOR_FILE, write_bundle
 from pilltrack.core.embedder import open_embedder
 from pilltrack.core.errors import GateFailed, InputRejected, StageFailed
 from pilltrack.core.gallery import MAX_REFERENCES, Gallery, Reference
@@ -155,7 +155,7 @@ def bench(
         # Pinned before anything is opened: thread pools that come up later stay on these cores.
         with pinned(threads) as cores, open_identifier(bundle, threads) as identifier:
             galleries = {len(identifier.gallery): bundle}
-            fill_up(identifier.gallery, references)
+            fill_up(identifier.gallery.bundled, references)
             n_references = len(identifier.gallery)
             if n_references not in galleries:
                 galleries[n_references] = _write_filled(identifier, bundle, Path(directory))
@@ -366,10 +366,12 @@ def _timing(file: Path, subject: Subject, steps_ms: dict[str, Percentiles]) -> T
 def _write_filled(identifier: Identifier, bundle: Path, directory: Path) -> Path:
     """The bundle once more, with the references that its open gallery has now."""
     gallery, manifest = directory / "gallery.safetensors", identifier.manifest
-    identifier.gallery.save(gallery)
+    identifier.gallery.bundled.save(gallery)
     write_bundle(
         directory / "bundle",
         name=manifest.name,
+        locator=bundle / LOCATOR_FILE,
+        min_confidence=manifest.locator.min_confidence,
         model=bundle / manifest.model.file,
         gallery=gallery,
         calibration=manifest.calibration,

@@ -2,6 +2,7 @@
 
     bundle/
       manifest.json         what it is, what made it, and size and SHA-256 of every other file
+      locator.tflite        finds the pills in a frame
       model.tflite          (or model.onnx) the exported student
       gallery.safetensors   the enrolled pills
 
@@ -27,10 +28,12 @@ from pilltrack.core.embedder import open_embedder, space_of
 from pilltrack.core.errors import BundleRejected, SpaceMismatch
 from pilltrack.core.files import replaced_directory
 from pilltrack.core.gallery import read_background, read_space
+from pilltrack.core.locate import Locator, LocatorCard
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 MANIFEST_FILE = "manifest.json"
 GALLERY_FILE = "gallery.safetensors"
+LOCATOR_FILE = "locator.tflite"
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 MAX_FILES = 64
 
@@ -62,11 +65,12 @@ class FileRecord(_Part):
 class Manifest(_Part):
     """The content of manifest.json; `pills` maps each pill to its metadata (NDC, name, ...)."""
 
-    format: Literal[3]
+    format: Literal[4]
     name: str = Field(min_length=1)
     git_commit: str
     data_digest: str
     params_digest: str
+    locator: LocatorCard
     model: ModelCard
     space: Sha256
     calibration: Calibration
@@ -78,6 +82,8 @@ def write_bundle(
     directory: Path,
     *,
     name: str,
+    locator: Path,
+    min_confidence: float,
     model: Path,
     gallery: Path,
     calibration: Calibration,
@@ -86,7 +92,7 @@ def write_bundle(
     data_digest: str,
     params_digest: str,
 ) -> Manifest:
-    """Write a bundle of copies of `model` and `gallery` to `directory`; return its manifest.
+    """Write a bundle of copies of the three files to `directory`; return its manifest.
 
     It is built and verified beside `directory` and takes its place, and that of an older bundle
     there, by renaming. The same input gives the same bytes.
@@ -102,8 +108,10 @@ def write_bundle(
             remedy="Choose another directory.",
         )
     embedder = open_embedder(model)
+    Locator(locator, min_confidence=min_confidence)  # refuses what is none
     model_file = f"model{model.suffix}"
     with replaced_directory(directory) as new:
+        shutil.copyfile(locator, new / LOCATOR_FILE)
         shutil.copyfile(model, new / model_file)
         shutil.copyfile(gallery, new / GALLERY_FILE)
         manifest = Manifest(
@@ -112,6 +120,7 @@ def write_bundle(
             git_commit=git_commit,
             data_digest=data_digest,
             params_digest=params_digest,
+            locator=LocatorCard(min_confidence=min_confidence),
             model=ModelCard(
                 file=model_file,
                 input_size_px=embedder.input_size_px,
@@ -123,7 +132,7 @@ def write_bundle(
             pills={pill: dict(metadata) for pill, metadata in pills.items()},
             files={
                 file: FileRecord(sha256=_sha256(new / file), bytes=(new / file).stat().st_size)
-                for file in (model_file, GALLERY_FILE)
+                for file in (LOCATOR_FILE, model_file, GALLERY_FILE)
             },
         )
         (new / MANIFEST_FILE).write_text(_manifest_json(manifest), encoding="utf-8")
@@ -192,10 +201,10 @@ def _read_manifest(directory: Path) -> Manifest:
 
 def _check_listing(directory: Path, manifest: Manifest) -> None:
     listed = set(manifest.files)
-    for needed in (manifest.model.file, GALLERY_FILE):
+    for needed in (LOCATOR_FILE, manifest.model.file, GALLERY_FILE):
         if needed not in listed:
             found = f"{needed} is not among its files"
-            raise _rejected(directory / MANIFEST_FILE, found, "model and gallery listed")
+            raise _rejected(directory / MANIFEST_FILE, found, "locator, model and gallery listed")
     if MANIFEST_FILE in listed:
         raise _rejected(directory / MANIFEST_FILE, "it lists itself", "only other files listed")
     present = {entry.name for entry in directory.iterdir()}

@@ -13,8 +13,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilltrack.core.embedder import Embedder, l2_normalise
+from pilltrack.core.errors import ImageRejected
+from pilltrack.core.image import MIN_SIDE_PX
+from pilltrack.core.locate import Locator, crop
 
 Photo = NDArray[np.uint8]  # (H, W, 3)
+
+
+def lone_pill(locator: Locator, image: str, photo: Photo) -> Photo:
+    """Cut the one pill out of a photo, as `identify` will see it: a square (L, L, 3) uint8.
+
+    Raises ImageRejected, naming `image`, when the photo shows no pill or several.
+    """
+    found = locator.locate(photo)
+    if len(found) != 1:
+        raise ImageRejected(
+            image,
+            found=f"{len(found)} pills" if found else "no pill",
+            expected="a photo that shows one pill",
+            remedy="Photograph the pill alone on a plain surface; --crop takes a photo that is "
+            "nothing but the pill as it is.",
+        )
+    square = crop(photo, found[0])
+    if len(square) < MIN_SIDE_PX:
+        raise ImageRejected(
+            image,
+            found=f"a pill {found[0].length_px:.0f} pixels long",
+            expected="one that the camera shows larger",
+            remedy="Go closer to the pill.",
+        )
+    return square
 
 
 def embed_references(embedder: Embedder, photos: Sequence[Photo]) -> NDArray[np.float32]:

@@ -10,10 +10,17 @@ from pathlib import Path
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file under a temporary name beside `path`, then rename it over `path`."""
+    with written_atomically(path) as part:
+        part.write_bytes(data)
+
+
+@contextmanager
+def written_atomically(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path` that takes its place when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:
-        part.write_bytes(data)
+        yield part
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -186,16 +186,14 @@ class Gallery:
 
         Raises ValueError for another shape or dtype, a value that is not finite, or n_pills < 1.
         """
+        return held_against(self.background, embeddings, self.nearest(embeddings, n_pills))
+
+    def nearest(self, embeddings: NDArray[np.float32], n_pills: int) -> list[list[Candidate]]:
+        """What `search` finds before the background is taken off: scores are cosines."""
         _check_embeddings(embeddings, self.dim)
         if n_pills < 1:
             raise ValueError(f"n_pills is {n_pills}; expected at least 1")
-        found = [self._nearest_pills(embedding.tolist(), n_pills) for embedding in embeddings]
-        nearest = [candidates[0].pill if candidates else "" for candidates in found]
-        shares = self.background.share(embeddings, nearest)
-        return [
-            [Candidate(candidate.pill, candidate.score - share) for candidate in candidates]
-            for candidates, share in zip(found, shares.tolist(), strict=True)
-        ]
+        return [self._nearest_pills(embedding.tolist(), n_pills) for embedding in embeddings]
 
     def pills(self) -> list[str]:
         """List the enrolled pills, sorted."""
@@ -316,6 +314,18 @@ class Gallery:
 
     def _sorted_ids(self) -> list[int]:
         return sorted(self._references, key=lambda point_id: (self._references[point_id], point_id))
+
+
+def held_against(
+    background: Background, embeddings: NDArray[np.float32], found: Sequence[Sequence[Candidate]]
+) -> list[list[Candidate]]:
+    """Take the share of the background off the cosines of each probe (N, D) float32."""
+    nearest = [candidates[0].pill if candidates else "" for candidates in found]
+    shares = background.share(embeddings, nearest)
+    return [
+        [Candidate(candidate.pill, candidate.score - share) for candidate in candidates]
+        for candidates, share in zip(found, shares.tolist(), strict=True)
+    ]
 
 
 def read_space(path: Path) -> str:

@@ -1,9 +1,9 @@
 """Frame -> list of identified pills: the whole path on one screen.
 
-    frame -> crops -> embeddings -> candidates -> decisions
+    frame -> pills found -> crops -> embeddings -> candidates -> decisions
 
-What we evaluate is what ships: the training machine calls `identify` on the exported model, the
-device calls it through an `Identifier` opened from a bundle. What was enrolled on the device joins
+What we evaluate is what ships: the training machine runs the exported models, the device runs them
+through an `Identifier` opened from a bundle. What was enrolled on the device joins
 the bundle's gallery in memory; the bundle itself never changes.
 """
 
@@ -18,12 +18,14 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pilltrack.core.bundle import GALLERY_FILE, Manifest, read_bundle
+from pilltrack.core.bundle import GALLERY_FILE, LOCATOR_FILE, Manifest, read_bundle
 from pilltrack.core.decide import Calibration, Decision, decide
+from pilltrack.core.device_gallery import DeviceGallery
 from pilltrack.core.embedder import Embedder, open_embedder
 from pilltrack.core.errors import BundleRejected, SpaceMismatch
 from pilltrack.core.gallery import Candidate, Gallery  # noqa: F401 - Candidate: doctest
 from pilltrack.core.local import LocalReferences, is_store
+from pilltrack.core.locate import Locator, crop
 
 # Comes with the package; no pill is enrolled in it.
 STARTER_BUNDLE = Path(__file__).parents[1] / "starter" / "bundle"
@@ -34,39 +36,61 @@ class IdentifiedPill:
     """A pill in a frame and what it is taken for; `box` is (x, y, width, height) in pixels."""
 
     box: tuple[int, int, int, int]
+    confidence: float  # 0 to 1: that this is a pill
     decision: Decision
 
 
 def identify(
     frame: NDArray[np.uint8],
+    locator: Locator,
     embedder: Embedder,
-    gallery: Gallery,
+    gallery: Gallery | DeviceGallery,
     calibration: Calibration,
     n_candidates: int = 5,
 ) -> list[IdentifiedPill]:
-    """Identify the pills in an RGB frame (H, W, 3) uint8.
+    """Find and identify the pills in an RGB frame (H, W, 3) uint8, in reading order.
 
-    Until pills are located, a frame is one crop with one pill; its box is the whole frame. Each
-    decision lists at most `n_candidates` >= 1 pills, best first.
-
-    Raises SpaceMismatch when embedder, gallery and calibration do not belong together, and
-    ValueError for a frame of another shape or dtype.
+    Raises as `Locator.locate` and `identify_crops`.
     """
-    require_one_space(embedder, gallery, calibration)
-    height, width = frame.shape[:2]
-    boxes = [(0, 0, width, height)]
-    crops = [frame[y : y + h, x : x + w] for x, y, w, h in boxes]
-    embeddings = embedder.embed(crops)  # (len(boxes), D) float32, L2-normalised
-    found = gallery.search(embeddings, max(2, n_candidates))  # a decision needs the runner-up
-    decisions = [decide(candidates, calibration) for candidates in found]
+    found = locator.locate(frame)
+    crops = [crop(frame, pill) for pill in found]
+    decisions = identify_crops(crops, embedder, gallery, calibration, n_candidates)
     return [
-        IdentifiedPill(box, replace(decision, candidates=decision.candidates[:n_candidates]))
-        for box, decision in zip(boxes, decisions, strict=True)
+        IdentifiedPill(pill.box, pill.confidence, decision)
+        for pill, decision in zip(found, decisions, strict=True)
     ]
 
 
+def identify_crops(
+    crops: Sequence[NDArray[np.uint8]],
+    embedder: Embedder,
+    gallery: Gallery | DeviceGallery,
+    calibration: Calibration,
+    n_candidates: int = 5,
+) -> list[Decision]:
+    """Identify the one pill in each RGB crop (H, W, 3) uint8.
+
+    Each decision lists at most `n_candidates` >= 1 pills, best first.
+
+    Raises SpaceMismatch when embedder, gallery and calibration do not belong together, and
+    ValueError for a crop of another shape or dtype.
+    """
+    require_one_space(embedder, gallery, calibration)
+    embeddings = embedder.embed(crops)  # (len(crops), D) float32, L2-normalised
+    found = gallery.search(embeddings, max(2, n_candidates))  # a decision needs the runner-up
+    decisions = [decide(candidates, calibration) for candidates in found]
+    return [
+        replace(decision, candidates=decision.candidates[:n_candidates]) for decision in decisions
+    ]
+
+
+def open_locator(bundle_dir: Path, threads: int = 1) -> Locator:
+    """Verify a bundle and open its locator alone; errors as `open_identifier`."""
+    return _locator(bundle_dir, read_bundle(bundle_dir), threads)
+
+
 def open_identifier(bundle_dir: Path, threads: int = 1, local: Path | None = None) -> Identifier:
-    """Verify a bundle and open it; `threads` is what the model may use.
+    """Verify a bundle and open it; `threads` is what each of its models may use.
 
     `local` is a home of `core.local`: its references are searched like the bundle's own, and a
     pill in both is one pill. A home in which nothing was ever enrolled adds nothing.
@@ -75,24 +99,28 @@ def open_identifier(bundle_dir: Path, threads: int = 1, local: Path | None = Non
     StageFailed as `LocalReferences`.
     """
     manifest = read_bundle(bundle_dir)
+    locator = _locator(bundle_dir, manifest, threads)
     embedder = open_embedder(bundle_dir / manifest.model.file, threads)
-    gallery = Gallery.load(bundle_dir / GALLERY_FILE)
+    gallery = DeviceGallery(Gallery.load(bundle_dir / GALLERY_FILE))
     try:
-        _require_sizes(bundle_dir, manifest, embedder, gallery)
+        _require_sizes(bundle_dir, manifest, embedder, gallery.bundled)
         if local is not None and is_store(local):
             with LocalReferences(local) as references:
                 gallery.enrol(*references.embedded(embedder))
     except BaseException:
         gallery.close()
         raise
-    return Identifier(manifest, embedder, gallery)
+    return Identifier(manifest, locator, embedder, gallery)
 
 
 class Identifier:
     """An open bundle. Use it as a context manager, or call `close`."""
 
-    def __init__(self, manifest: Manifest, embedder: Embedder, gallery: Gallery) -> None:
+    def __init__(
+        self, manifest: Manifest, locator: Locator, embedder: Embedder, gallery: DeviceGallery
+    ) -> None:
         self.manifest = manifest
+        self.locator = locator
         self.embedder = embedder
         self.gallery = gallery
 
@@ -102,8 +130,18 @@ class Identifier:
         return self.manifest.calibration
 
     def identify(self, frame: NDArray[np.uint8], n_candidates: int = 5) -> list[IdentifiedPill]:
-        """Identify the pills in an RGB frame (H, W, 3) uint8; see the function `identify`."""
-        return identify(frame, self.embedder, self.gallery, self.calibration, n_candidates)
+        """Find and identify the pills in an RGB frame; see the function `identify`."""
+        parts = self.locator, self.embedder, self.gallery, self.calibration
+        return identify(frame, *parts, n_candidates)
+
+    def identify_crop(
+        self, photo: NDArray[np.uint8], n_candidates: int = 5
+    ) -> list[IdentifiedPill]:
+        """Identify a photo (H, W, 3) uint8 that is one pill; its box is the whole photo."""
+        parts = self.embedder, self.gallery, self.calibration
+        [decision] = identify_crops([photo], *parts, n_candidates)
+        height, width = photo.shape[:2]
+        return [IdentifiedPill((0, 0, width, height), 1.0, decision)]
 
     def close(self) -> None:
         """Release the gallery. Harmless when repeated."""
@@ -121,7 +159,9 @@ class Identifier:
         self.close()
 
 
-def require_one_space(embedder: Embedder, gallery: Gallery, calibration: Calibration) -> None:
+def require_one_space(
+    embedder: Embedder, gallery: Gallery | DeviceGallery, calibration: Calibration
+) -> None:
     """Raise SpaceMismatch, naming both spaces, unless all three belong to one."""
     gallery.require_space(embedder.space)
     if calibration.space != embedder.space:
@@ -136,15 +176,16 @@ def require_one_space(embedder: Embedder, gallery: Gallery, calibration: Calibra
 def to_json(image: str, pills: Sequence[IdentifiedPill]) -> dict[str, Any]:
     """Turn identified pills into the answer of the CLI and the web service.
 
-    >>> to_json("a.jpg", [IdentifiedPill((0, 0, 4, 3), Decision("unknown", None, 0.0, ()))])
-    {'image': 'a.jpg', 'pills': [{'box': [0, 0, 4, 3], 'decision': 'unknown', 'pill': None, \
-'score': 0.0, 'candidates': []}]}
+    >>> to_json("a.jpg", [IdentifiedPill((0, 0, 4, 3), 0.5, Decision("unknown", None, 0.0, ()))])
+    {'image': 'a.jpg', 'pills': [{'box': [0, 0, 4, 3], 'confidence': 0.5, \
+'decision': 'unknown', 'pill': None, 'score': 0.0, 'candidates': []}]}
     """
     return {
         "image": image,
         "pills": [
             {
                 "box": list(pill.box),
+                "confidence": round(pill.confidence, 4),
                 "decision": pill.decision.kind,
                 "pill": pill.decision.pill,
                 "score": pill.decision.score,
@@ -166,6 +207,11 @@ def sentence(decision: Decision) -> str:
     """
     nearest = ", ".join(f"{c.pill} {c.score:.2f}" for c in decision.candidates[:3])
     return f"{decision.pill or 'unnamed'} ({decision.kind}; nearest: {nearest})"
+
+
+def _locator(bundle_dir: Path, manifest: Manifest, threads: int) -> Locator:
+    file, least = bundle_dir / LOCATOR_FILE, manifest.locator.min_confidence
+    return Locator(file, min_confidence=least, threads=threads)
 
 
 def _require_sizes(

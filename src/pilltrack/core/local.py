@@ -20,6 +20,7 @@ import sqlite3
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -65,6 +66,17 @@ SCHEMA = (
     "CREATE INDEX reference_pill ON reference (pill)",  # a name stands twice: damage shows
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A reference as it is kept: whose it is, and the digest that names its photo."""
+
+    pill: str
+    side: str
+    image: str
+    crop: str
+    added_at: str  # UTC, as 2026-01-31T12:00:00Z
 
 
 class LocalReferences:
@@ -113,7 +125,7 @@ class LocalReferences:
         crops: dict[str, tuple[str, bytes]] = {}  # digest -> name of the photo, PNG
         for image, photo in photos:
             _check_name("name of the photo", image, MAX_NAME_LENGTH)
-            crops[_digest(photo)] = image, _as_png(image, photo)
+            crops[digest_of(photo)] = image, _as_png(image, photo)
         with self._transaction():
             n_before = self._count()
             for crop, (image, _) in crops.items():
@@ -138,6 +150,26 @@ class LocalReferences:
         """Map each pill to how many references it has, in order of name."""
         return dict(self._rows("SELECT pill, count(*) FROM reference GROUP BY pill ORDER BY pill"))
 
+    def kept(self, pill: str | None = None) -> list[Kept]:
+        """List the references in order of adding, of one pill or of all."""
+        rows = self._rows(
+            "SELECT pill, side, image, crop, added_at FROM reference"
+            " WHERE ?1 IS NULL OR pill = ?1 ORDER BY id",
+            (pill,),
+        )
+        return [Kept(*row) for row in rows]
+
+    def photo(self, crop: str) -> NDArray[np.uint8]:
+        """Read the photo (H, W, 3) uint8 that a reference keeps under `crop`.
+
+        Raises InputRejected when there is none, StageFailed when its file is missing or changed.
+        """
+        for pill, image in self._rows("SELECT pill, image FROM reference WHERE crop = ?", (crop,)):
+            return self._read_crop(crop, pill, image)
+        raise _refused(
+            "photo", crop, "a photo of an enrolled pill", "See `pilltrack gallery list`."
+        )
+
     def remove(self, pill: str) -> int:
         """Remove a pill and its photos; return how many there were (0 if not enrolled).
 
@@ -152,25 +184,28 @@ class LocalReferences:
                 file.unlink()
         return cursor.rowcount
 
-    def embedded(self, embedder: Embedder) -> tuple[list[Reference], NDArray[np.float32]]:
+    def embedded(
+        self, embedder: Embedder, pill: str | None = None
+    ) -> tuple[list[Reference], NDArray[np.float32]]:
         """Return all references in order of adding, and their embeddings (N, D) float32.
 
-        What has no embedding in this space yet is embedded now, and remembered.
+        With `pill` only its own. What has no embedding in this space yet is embedded now, and
+        remembered.
 
         Raises StageFailed for a photo whose file is missing or changed, or that the model turns
         into zeros.
         """
         missing = self._rows(
-            "SELECT crop, pill, image FROM reference WHERE crop NOT IN"
-            " (SELECT crop FROM embedding WHERE space = ?) ORDER BY id",
-            (embedder.space,),
+            "SELECT crop, pill, image FROM reference WHERE (?2 IS NULL OR pill = ?2)"
+            " AND crop NOT IN (SELECT crop FROM embedding WHERE space = ?1) ORDER BY id",
+            (embedder.space, pill),
         )
         for start in range(0, len(missing), EMBED_BATCH):
             self._embed(missing[start : start + EMBED_BATCH], embedder)
         rows = self._rows(
             "SELECT pill, side, image, embedding FROM reference JOIN embedding USING (crop)"
-            " WHERE space = ? ORDER BY id",
-            (embedder.space,),
+            " WHERE space = ?1 AND (?2 IS NULL OR pill = ?2) ORDER BY id",
+            (embedder.space, pill),
         )
         blobs = [row[3] for row in rows]
         if any(len(blob) != 4 * embedder.dim for blob in blobs):
@@ -265,7 +300,7 @@ class LocalReferences:
             photo = read_image(file)
         except ImageRejected as error:
             raise _unusable(file, error.found, pill, image) from error
-        if _digest(photo) != crop:
+        if digest_of(photo) != crop:
             raise _unusable(file, "a changed photo", pill, image)
         return photo
 
@@ -305,6 +340,18 @@ class LocalReferences:
             raise _damaged(self._database, str(error)) from error
 
 
+def digest_of(photo: NDArray[np.uint8]) -> str:
+    """Name a photo (H, W, 3) uint8 by its pixels: a PNG's bytes change with the encoder."""
+    if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8 or photo.size == 0:
+        raise ValueError(
+            f"photo has shape {photo.shape} and dtype {photo.dtype}; expected (H, W, 3) uint8, "
+            "not empty"
+        )
+    digest = hashlib.sha256(f"{photo.shape[0]} {photo.shape[1]}\0".encode())
+    digest.update(photo.tobytes())
+    return digest.hexdigest()
+
+
 def is_store(home: Path) -> bool:
     """Tell whether a home holds a store, without making one."""
     return (home / DATABASE_FILE).exists()
@@ -315,18 +362,6 @@ def _check_name(what: str, name: str, longest: int) -> None:
     if not 1 <= len(name) <= longest or name != name.strip() or kinds & {"Cc", "Cs", "Zl", "Zp"}:
         expected = f"1 to {longest} characters on one line, no space at either end"
         raise _refused(what, f"{name[:longest]!r}", expected, "Choose another.")
-
-
-def _digest(photo: NDArray[np.uint8]) -> str:
-    """Name a photo (H, W, 3) uint8 by its pixels: a PNG's bytes change with the encoder."""
-    if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8 or photo.size == 0:
-        raise ValueError(
-            f"photo has shape {photo.shape} and dtype {photo.dtype}; expected (H, W, 3) uint8, "
-            "not empty"
-        )
-    digest = hashlib.sha256(f"{photo.shape[0]} {photo.shape[1]}\0".encode())
-    digest.update(photo.tobytes())
-    return digest.hexdigest()
 
 
 def _as_png(image: str, photo: NDArray[np.uint8]) -> bytes:

@@ -7,18 +7,20 @@ it sees, and a pill's box is the median of what its cells say. Touching pills pa
 cells point to different middles. What a pill is, the locator neither knows nor asks.
 
 The same frame always gives the same pills in the same order. Time is bounded whatever the frame:
-there are at most MAX_PILLS finds, and their boxes together are at most four frames large, since
-each is a quarter full of cells that no other has.
+there are at most MAX_PILLS finds, and their boxes together are at most four squares of its longer
+side large, since each is a quarter full of cells that no other has.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
 from pilltrack.core.errors import BundleRejected
 from pilltrack.core.litert import LiteRTModel, read_model
@@ -27,13 +29,21 @@ from pilltrack.core.preprocess import to_model_input
 STRIDE = 4  # pixels of the model's input in a cell
 N_MAPS = 6  # middle, pill, and the square roots of the distances left, top, right, bottom
 MAX_PILLS = 64  # in one frame
-MIN_CONFIDENCE = 0.3  # of a pill's middle
 PILL_SHARE = 0.75  # of the crop's side that the pill's length takes
+MAX_CROP_PX = 640  # a larger one is shrunk: no embedder looks at so many pixels
 _PILL_CELL = 0.5  # of the pill map
 _SAME_PILL = 0.6  # IoU from which two boxes are one pill
 _BELONGS = 0.35  # how far a cell's middle may lie from its peak, in the box's diagonal
 _LEAST_FILLED = 0.25  # of a box; of any pill's box, however turned, half is filled
 _NEIGHBOURS = np.ones((3, 3), np.uint8)
+
+
+class LocatorCard(BaseModel):
+    """What belongs to a locator's file: from which confidence on a find is a pill."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    min_confidence: float = Field(gt=0, lt=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,31 +57,36 @@ class Found:
     @property
     def length_px(self) -> float:
         """The pill's longer side, however it is turned."""
-        points = cv2.findNonZero(self.mask.astype(np.uint8))
-        if points is None:
+        outlines, _ = cv2.findContours(
+            self.mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
+        )
+        if not outlines:
             return float(max(self.box[2:]))
-        return float(max(cv2.minAreaRect(points)[1])) + 1
+        return float(max(cv2.minAreaRect(np.concatenate(outlines))[1])) + 1
 
 
 class Locator:
     """An open locator `.tflite`: input (1, S, S, 3), output (1, S/4, S/4, 6), float32 or 8 bits.
 
-    Safe to share between threads: they take turns. Raises BundleRejected when the file is
-    missing, damaged or not a locator.
+    `min_confidence` (0 to 1) is what a find must have to be a pill. Safe to share between threads:
+    they take turns. Raises BundleRejected when the file is missing, damaged or not a locator.
     """
 
-    def __init__(self, model: Path, *, threads: int = 1) -> None:
+    def __init__(self, model: Path, *, min_confidence: float, threads: int = 1) -> None:
+        self.min_confidence = min_confidence
         self._model = LiteRTModel(
             model, read_model(model), fits=_fits, refusal=_no_locator, threads=threads
         )
         self.input_size_px = self._model.input_size_px
 
     def locate(self, frame: NDArray[np.uint8]) -> list[Found]:
-        """Find the pills in an RGB frame (H, W, 3) uint8 of any size; most confident first.
+        """Find the pills in an RGB frame (H, W, 3) uint8 of any size, in reading order.
 
-        Raises ValueError for another shape or dtype, or an empty frame.
+        At most MAX_PILLS: so many may be more. Raises ValueError for another shape or dtype, or
+        an empty frame.
         """
-        return find_pills(self.maps(frame), frame.shape[0], frame.shape[1])
+        height, width = frame.shape[:2]
+        return in_reading_order(find_pills(self.maps(frame), height, width, self.min_confidence))
 
     def maps(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         """What the network answers for a frame: (S/4, S/4, 6) float32, 0 to 1."""
@@ -82,13 +97,13 @@ def find_pills(
     maps: NDArray[np.float32],
     height_px: int,
     width_px: int,
-    min_confidence: float = MIN_CONFIDENCE,
+    min_confidence: float,
 ) -> list[Found]:
     """Read the locator's maps (C, C, 6) for a frame of (height_px, width_px).
 
     Most confident first; ties go to the upper, then the left one. At most MAX_PILLS.
 
-    >>> find_pills(np.zeros((8, 8, 6), np.float32), 32, 32)
+    >>> find_pills(np.zeros((8, 8, 6), np.float32), 32, 32, 0.3)
     []
     """
     if maps.ndim != 3 or maps.shape[0] != maps.shape[1] or maps.shape[2] != N_MAPS:
@@ -116,14 +131,38 @@ def find_pills(
     return found
 
 
+def in_reading_order(found: Sequence[Found]) -> list[Found]:
+    """Rows from top to bottom, each from left to right.
+
+    Pills are in one row when their middles differ by less than half the height of a typical pill.
+
+    >>> boxes = [(50, 1, 9, 9), (20, 30, 9, 9), (10, 0, 9, 9)]
+    >>> found = [Found(box, np.ones((9, 9), bool), 0.9) for box in boxes]
+    >>> [pill.box for pill in in_reading_order(found)]
+    [(10, 0, 9, 9), (50, 1, 9, 9), (20, 30, 9, 9)]
+    """
+    by_middle = sorted(found, key=lambda pill: (pill.box[1] + pill.box[3] / 2, pill.box))
+    height = float(np.median([pill.box[3] for pill in found])) if found else 0.0
+    rows: list[list[Found]] = []
+    last = 0.0
+    for pill in by_middle:
+        middle = pill.box[1] + pill.box[3] / 2
+        if not rows or middle - last > height / 2:
+            rows.append([])
+        rows[-1].append(pill)
+        last = middle
+    return [pill for row in rows for pill in sorted(row, key=lambda pill: pill.box)]
+
+
 def crop(
     frame: NDArray[np.uint8], found: Found, *, background: tuple[int, int, int] | None = None
 ) -> NDArray[np.uint8]:
     """Cut a found pill out of its frame (H, W, 3): a square (L, L, 3) uint8 around its middle.
 
-    The square is upright as the frame is; the pill's length takes PILL_SHARE of its side, so a
-    pill is as large in its crop however it is turned. Beyond the frame's border its outermost
-    pixels are repeated. With `background` an RGB colour replaces all that is not the pill.
+    L is at most MAX_CROP_PX. The square is upright as the frame is; the pill's length takes
+    PILL_SHARE of its side, so a pill is as large in its crop however it is turned. Beyond the
+    frame's border its outermost pixels are repeated. With `background` an RGB colour replaces all
+    that is not the pill.
     """
     x, y, width, height = found.box
     side = max(1, round(found.length_px / PILL_SHARE))
@@ -138,7 +177,7 @@ def crop(
             found.mask.astype(np.uint8), move, (side, side), flags=cv2.INTER_NEAREST
         )
         square[pill == 0] = background
-    return np.asarray(square, np.uint8)
+    return to_model_input(np.asarray(square, np.uint8), min(side, MAX_CROP_PX))
 
 
 def _fits(shape_in: list[int], shape_out: list[int]) -> bool:
@@ -155,7 +194,7 @@ def _no_locator(model: Path, found: str) -> BundleRejected:
         str(model),
         found=found,
         expected="one input (1, S, S, 3) and one output (1, S/4, S/4, 6)",
-        remedy="Export the locator with `pilltrack locate`.",
+        remedy="Take the locator.tflite that `pilltrack locate` writes.",
     )
 
 

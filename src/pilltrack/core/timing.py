@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from pilltrack.core.decide import Decision, Rule, decide
+from pilltrack.core.device_gallery import DeviceGallery
 from pilltrack.core.embedder import Embedder
 from pilltrack.core.gallery import Gallery
 from pilltrack.core.preprocess import to_model_input
@@ -35,7 +36,7 @@ class Subject:
     """What is measured: a model, the gallery it is searched in and the rule that decides."""
 
     embedder: Embedder
-    gallery: Gallery
+    gallery: Gallery | DeviceGallery
     rule: Rule
 
 

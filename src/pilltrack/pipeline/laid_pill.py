@@ -14,6 +14,8 @@ import numpy as np
 from pilltrack.pipeline.capture import Light, Photo
 from pilltrack.pipeline.surfaces import Field
 
+DYED = 0.45  # share of pills in other dyes than their cut-out's: most of those are white
+LONG = 1.4  # times as long as wide: mostly a capsule, which may have two colours
 CUTOUT_PX = 112  # longer side of a kept cut-out: as large as most pills in a scene become
 
 
@@ -35,8 +37,8 @@ def turned(cutout: Photo, length_px: float, squeeze: float, rng: np.random.Gener
     scale = length_px / max(height, width)
     alpha = cutout[..., 3:].astype(np.float32) / np.float32(255)
     colours = cutout[..., :3].astype(np.float32)
-    if rng.random() < 0.3:  # other dyes than the cut-outs have
-        colours = colours[..., rng.permutation(3)] * rng.uniform(0.6, 1.2, 3).astype(np.float32)
+    if rng.random() < DYED:
+        colours = _dyed(colours, alpha, rng)
     source = np.concatenate([colours * alpha, alpha], axis=2).astype(np.float32)
     if scale < 0.75:
         small = (max(2, round(width * scale * 1.3)), max(2, round(height * scale * 1.3)))
@@ -75,12 +77,39 @@ def lit(
         spot = np.zeros((height, width), np.float32)
         off = rng.uniform(0.05, 0.25) * length_px
         at = (round(width / 2 + light.x * off), round(height / 2 + light.y * off))
-        axes = np.maximum(1, length_px * rng.uniform(0.03, 0.15, 2)).round().astype(int).tolist()
+        axes = length_px * np.array([rng.uniform(0.03, 0.3), rng.uniform(0.03, 0.12)])
+        axes = np.maximum(1, axes).round().astype(int).tolist()
         cv2.ellipse(spot, at, axes, rng.uniform(0, 180), 0, 360, [1.0], -1)
         spot = cv2.GaussianBlur(spot, (0, 0), max(0.5, 0.03 * length_px))
         lit += (spot * opacity * np.float32(rng.uniform(40, 230)))[..., None]
     result: Field = np.minimum(lit, 255 * opacity[..., None]).astype(np.float32)
     return result
+
+
+def _dyed(colours: Field, alpha: Field, rng: np.random.Generator) -> Field:
+    """The shading of a pill in other dyes: one, or two halves, at times with a band between."""
+    grey = colours.mean(axis=2, keepdims=True)
+    shading = grey / max(float((grey * alpha).sum() / max(float(alpha.sum()), 1.0)), 1.0)
+    height, width = grey.shape[:2]
+    is_long = max(height, width) > LONG * min(height, width)
+    along = np.linspace(0, 1, max(height, width), dtype=np.float32)
+    dyes = np.tile(_dye(rng), (len(along), 1))
+    if rng.random() < (0.6 if is_long else 0.05):
+        seam = rng.uniform(0.35, 0.65)
+        dyes[along > seam] = _dye(rng)
+        if rng.random() < 0.3:
+            dyes[np.abs(along - seam) < rng.uniform(0.02, 0.15)] = _dye(rng)
+    painted = dyes[None, :, :] if width >= height else dyes[:, None, :]
+    result: Field = np.clip(shading, 0, 2) * painted
+    return np.minimum(result, np.float32(255)).astype(np.float32)
+
+
+def _dye(rng: np.random.Generator) -> Field:
+    """Any colour: white and pale to dark and strong; (3,) 0 to 255."""
+    hue = rng.dirichlet([0.5, 0.5, 0.5])
+    strength, value = rng.uniform(0, 1), 255 * rng.uniform(0.1, 1)
+    mixed = (1 - strength) + strength * hue / hue.max()
+    return np.asarray(value * mixed, np.float32)
 
 
 def _with_wall(face: Field, length_px: float, squeeze: float, rng: np.random.Generator) -> Field:

@@ -2,8 +2,9 @@
 
 Scenes are composed on the fly from the cut-outs of the fit pills and from rendered pills, each
 from its own seed: step s of a run sees the same frames whether or not it was interrupted. The
-network is exported as int8 and checked as the device runs it, on scenes with validation pills
-and on scenes without any. Below the limits in params.yaml the stage fails and leaves no model.
+network is exported as int8. From which confidence on a find is a pill is chosen on scenes with
+validation pills and scenes without any, and the file is checked, as the device runs it, on others
+of both kinds. Below the limits in params.yaml the stage fails and leaves no model.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from safetensors.torch import save as as_safetensors
 from tqdm import tqdm
 
+import pilltrack
 from pilltrack.core.errors import GateFailed, StageFailed
 from pilltrack.core.files import write_atomically
-from pilltrack.core.locate import Locator
+from pilltrack.core.locate import Locator, LocatorCard, find_pills
 from pilltrack.core.preprocess import to_model_input
 from pilltrack.pipeline.capture import Photo
 from pilltrack.pipeline.data import one_thread
@@ -40,61 +41,55 @@ from pilltrack.pipeline.locator_data import (
     scene_of,
 )
 from pilltrack.pipeline.locator_net import LocatorNet, locator_loss
-from pilltrack.pipeline.models import place
-from pilltrack.pipeline.params import Count, Positive, Seed, Share, _Section
+from pilltrack.pipeline.models import place, read_tensors, weights_file
+from pilltrack.pipeline.params import LocateParams, Params
 from pilltrack.pipeline.scenes import Scene
 from pilltrack.pipeline.table import load_images, write_csv
 
 log = logging.getLogger(__name__)
 
+STARTER = Path(pilltrack.__file__).parent / "starter" / "locator.safetensors"
+OUTPUTS = ("locator.tflite", "locator.safetensors", "locator.json", "history.csv")
 HELD_OUT_RENDERED = 50  # pills beside the validation pills, whose photos may not be cut out
+HELD_OUT_SEED = 1_000_003  # after the run's: no seed of a data set
+CONFIDENCES = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8)
 COLUMNS = ("step", "loss", "learning_rate")
 HISTORY_STEPS = 50  # in a row of the history
 
 
-class LocateParams(_Section):
-    """The locator."""
-
-    seed: Seed
-    input_size_px: Annotated[int, Field(ge=64, le=1024, multiple_of=32)]
-    rendered_pills: Annotated[int, Field(ge=0)]  # cut out beside the fit pills
-    steps: Count
-    scenes_per_step: Count
-    learning_rate: Positive
-    weight_decay: Annotated[float, Field(ge=0.0)]
-    warmup_share: Share  # of all steps
-    precision: Literal["fp32", "bf16"]
-    workers: Annotated[int, Field(ge=0)]
-    checkpoint_every_s: Positive
-    calibration_scenes: Count
-    validation_scenes: Count  # with pills; and as many without
-    min_ap50: Share  # on scenes with validation pills
-    max_false_finds: Share  # of scenes without pills
-
-
-def main(settings: LocateParams, artifacts: Path) -> None:
-    """Read `prepare/`, write `locate/{locator.tflite,history.csv,metrics.json}`."""
+def main(params: Params, artifacts: Path) -> None:
+    """Read `prepare/`, write `locate/`; of that only metrics.json when the gate is broken."""
+    settings = params.locate
     prepared, out = artifacts / "prepare", artifacts / "locate"
+    for older in OUTPUTS:
+        (out / older).unlink(missing_ok=True)  # a broken gate must not leave one behind
     rows = load_images(prepared)
     cutouts = cut_outs(prepared, [row for row in rows if row.role == "fit"])
     cutouts += rendered_cut_outs(settings.rendered_pills, settings.seed)
     held_out = cut_outs(prepared, [row for row in rows if row.split == "validation"])
-    held_out += rendered_cut_outs(HELD_OUT_RENDERED, settings.seed + 1)
+    held_out += rendered_cut_outs(HELD_OUT_RENDERED, settings.seed + HELD_OUT_SEED)
     torch.manual_seed(settings.seed)
     net = LocatorNet()
+    inputs = [prepared / "images.csv", prepared / "audit.json"]
+    for start in weights_file(settings.weights, STARTER):
+        load_locator(net, start)
+        inputs.append(start)
     checkpoint = artifacts / ".checkpoints" / "locate.pt"
-    identity = identity_of([settings], [prepared / "images.csv", prepared / "audit.json"])
-    history = train(net, cutouts, settings, checkpoint, identity)
+    history = train(net, cutouts, settings, checkpoint, identity_of([settings], inputs))
     with tempfile.TemporaryDirectory() as directory:
         model = Path(directory) / "locator.tflite"
         export_locator(net, cutouts, settings, model)
-        metrics = check(Locator(model), held_out, settings)
-        metrics["int8_bytes"] = model.stat().st_size
+        least = choose_confidence(Locator(model, min_confidence=0.5), held_out, settings)
+        metrics = check(Locator(model, min_confidence=least), held_out, settings)
+        metrics |= {"min_confidence": least, "int8_bytes": model.stat().st_size}
         text = json.dumps(metrics, indent=1, sort_keys=True)
         write_atomically(out / "metrics.json", text.encode())
         log.info("locator: %s", metrics)
         gate(metrics, settings)
         write_csv(out / "history.csv", COLUMNS, [[row[c] for c in COLUMNS] for row in history])
+        save_locator(net, out / "locator.safetensors")
+        card = LocatorCard(min_confidence=least)
+        write_atomically(out / "locator.json", card.model_dump_json().encode())
         write_atomically(out / model.name, model.read_bytes())
     checkpoint.unlink(missing_ok=True)
 
@@ -133,7 +128,7 @@ def train(
         for group in optimiser.param_groups:
             group["lr"] = rate
         with (
-            torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"),
+            torch.autocast(device.type, torch.bfloat16, enabled=_bf16(settings, device)),
             fast_depthwise(device),
         ):
             logits = net.logits(images.to(device).float())
@@ -164,6 +159,40 @@ def train(
     return history
 
 
+def save_locator(net: LocatorNet, path: Path) -> None:
+    """Write the weights as safetensors, in half precision; whole numbers stay as they are.
+
+    Raises StageFailed for a weight that half precision cannot hold.
+    """
+    tensors = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
+    tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise StageFailed(
+            "locate",
+            found="weights that half precision cannot hold",
+            expected="numbers below 65,504",
+            remedy="Lower `learning_rate` in params.yaml.",
+        )
+    write_atomically(path, as_safetensors(tensors))
+
+
+def load_locator(net: LocatorNet, path: Path) -> None:
+    """Fill `net` with weights that `save_locator` wrote.
+
+    Raises StageFailed when the file is missing, damaged or of another network.
+    """
+    tensors, _ = read_tensors(path)
+    try:
+        net.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise StageFailed(
+            f"weights {path}",
+            found=f"not a locator ({str(error)[:200]})",
+            expected="a locator.safetensors of the stage `locate`",
+            remedy="Correct `locate.weights` in params.yaml: none, starter, or a path.",
+        ) from error
+
+
 def export_locator(
     net: LocatorNet, cutouts: Sequence[Photo], settings: LocateParams, path: Path
 ) -> None:
@@ -177,11 +206,25 @@ def export_locator(
     export_litert(net, size, frames, whole_int8, path)
 
 
+def choose_confidence(locator: Locator, cutouts: Sequence[Photo], settings: LocateParams) -> float:
+    """The confidence of CONFIDENCES that counts most scenes exactly; the highest of equals.
+
+    Half of the scenes hold pills, half none: there a find is a wrong count.
+    """
+    exact = np.zeros(len(CONFIDENCES), np.int64)
+    for stream in ("choice", "choice, clutter"):
+        for scene in _scenes(cutouts, settings, stream, settings.validation_scenes):
+            maps, (height, width) = locator.maps(scene.frame), scene.labels.shape
+            counts = [len(find_pills(maps, height, width, least)) for least in CONFIDENCES]
+            exact += np.array(counts) == len(scene.boxes)
+    return CONFIDENCES[len(exact) - 1 - int(exact[::-1].argmax())]
+
+
 def check(locator: Locator, cutouts: Sequence[Photo], settings: LocateParams) -> dict[str, float]:
     """Score the exported locator on scenes with `cutouts`, and on scenes without pills."""
     n_scenes = settings.validation_scenes
     with_pills = summary(score_scenes(locator, _scenes(cutouts, settings, "check", n_scenes)))
-    without = summary(score_scenes(locator, _scenes([], settings, "clutter", n_scenes)))
+    without = summary(score_scenes(locator, _scenes([], settings, "check, clutter", n_scenes)))
     kept = ("pills", "recall", "precision", "ap50", "exact_count")
     metrics = {key: round(with_pills[key], 5) for key in kept}
     return metrics | {"scenes": n_scenes, "false_finds": round(without["false_finds"], 5)}
@@ -215,21 +258,27 @@ class _Scenes(torch.utils.data.Dataset[Example]):
         self.cutouts, self.settings = cutouts, settings
 
     def __getitem__(self, number: int) -> Example:
-        seed = (self.settings.seed, _STREAMS["train"], number)
+        seed = (self.settings.seed, _STREAMS.index("train"), number)
         scene = scene_of(self.cutouts, self.settings.input_size_px, seed)
         return example(scene, self.settings.input_size_px)
 
 
-_STREAMS = {"train": 0, "calibration": 1, "check": 2, "clutter": 3}
+_STREAMS = ("train", "calibration", "choice", "choice, clutter", "check", "check, clutter")
 
 
 def _scenes(
     cutouts: Sequence[Photo], settings: LocateParams, stream: str, count: int
 ) -> Iterator[Scene]:
-    n_pills = 0 if stream == "clutter" else None
-    for number in range(count):
-        seed = (settings.seed, _STREAMS[stream], number)
-        yield scene_of(cutouts, settings.input_size_px, seed, n_pills)
+    n_pills = 0 if stream.endswith("clutter") else None
+    with_pills = stream in ("choice", "check")
+    number = found = 0
+    while found < count:
+        seed = (settings.seed, _STREAMS.index(stream), number)
+        number += 1
+        scene = scene_of(cutouts, settings.input_size_px, seed, n_pills)
+        if len(scene.boxes) or not with_pills:
+            found += 1
+            yield scene
 
 
 def _batches(
@@ -244,3 +293,8 @@ def _batches(
         num_workers=settings.workers,
         worker_init_fn=one_thread,
     )
+
+
+def _bf16(settings: LocateParams, device: torch.device) -> bool:
+    on_gpu = device.type == "cuda"
+    return settings.precision == "bf16" or (settings.precision == "auto" and on_gpu)

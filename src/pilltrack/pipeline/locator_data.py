@@ -1,11 +1,14 @@
 """What the locator learns from: pills cut out of photos, composed into scenes, with the answers.
 
+    python -m pilltrack.pipeline.locator_data scenes.png        to look at some, rendered pills
+
 A scene follows from its seed alone, so a training run sees the same frames whether or not it was
 interrupted, and whoever measures can compose the same frames again.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pilltrack.core.files import write_atomically
 from pilltrack.core.image import read_image
 from pilltrack.core.preprocess import to_model_input
 from pilltrack.pipeline.capture import Photo, cut_out
@@ -24,6 +28,7 @@ from pilltrack.pipeline.scenes import Scene, compose
 from pilltrack.pipeline.table import ImageRow
 
 ASPECTS = (1.0, 0.75, 0.75, 0.5625)  # shorter side of a frame, of its longer one
+TILE_PX = 320  # of a sheet
 Example = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]
 
 
@@ -71,3 +76,24 @@ def _straight(colour: NDArray[np.float32]) -> Photo:
     opacity = colour[..., 3:]
     plain = colour[..., :3] / np.maximum(opacity, 1 / 255)
     return np.dstack([plain, 255 * opacity]).round().clip(0, 255).astype(np.uint8)
+
+
+def sheet(cutouts: Sequence[Photo], seed: int, n_scenes: int = 20, columns: int = 5) -> Photo:
+    """Scenes side by side, their boxes drawn, to be looked at."""
+    tiles = []
+    for number in range(n_scenes):
+        scene = scene_of(cutouts, TILE_PX, (seed, number))
+        tile = to_model_input(scene.frame, TILE_PX).copy()
+        top, left = ((TILE_PX - length) // 2 for length in scene.labels.shape)
+        for x, y, width, height in (scene.boxes + np.array([left, top, 0, 0])).tolist():
+            cv2.rectangle(tile, (x, y), (x + width - 1, y + height - 1), (60, 160, 255), 1)
+        tiles.append(tile)
+    rows = [np.hstack(tiles[start : start + columns]) for start in range(0, n_scenes, columns)]
+    return np.vstack(rows)
+
+
+if __name__ == "__main__":
+    drawn = sheet(rendered_cut_outs(100, seed=0), seed=0)
+    done, data = cv2.imencode(".png", drawn[:, :, ::-1])
+    assert done
+    write_atomically(Path(sys.argv[1] if sys.argv[1:] else "scenes.png"), data.tobytes())

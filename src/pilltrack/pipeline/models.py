@@ -163,10 +163,10 @@ def freeze(net: EmbeddingNet, modules: Sequence[str]) -> None:
         known[name].requires_grad_(False)
 
 
-def weights_file(weights: str) -> list[Path]:
+def weights_file(weights: str, starter: Path = STARTER) -> list[Path]:
     """The file that `weights` names, as a list: empty for `imagenet` and `none`."""
     if weights == "starter":
-        return [STARTER]
+        return [starter]
     return [] if weights in ("imagenet", "none") else [Path(weights)]
 
 

@@ -8,10 +8,11 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from pilltrack.core.bundle import write_bundle
+from pilltrack.core.bundle import LOCATOR_FILE, write_bundle
 from pilltrack.core.decide import Calibration
 from pilltrack.core.errors import StageFailed
 from pilltrack.core.gallery import Gallery
+from pilltrack.core.locate import LocatorCard
 from pilltrack.pipeline.audit import archive_digest
 from pilltrack.pipeline.enroll import require_prescribed
 from pilltrack.pipeline.params import EvaluateParams, Params
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def main(params: Params, artifacts: Path) -> None:
-    """Read `prepare/`, `convert/`, `enroll/`, `evaluate/`; write `package/bundle/`."""
+    """Read `prepare/`, `convert/`, `enroll/`, `evaluate/`, `locate/`; write `package/bundle/`."""
     model = artifacts / "convert" / "model.tflite"
     gallery_file = artifacts / "enroll" / "gallery.safetensors"
     rows = load_images(artifacts / "prepare")
@@ -52,6 +53,8 @@ def main(params: Params, artifacts: Path) -> None:
         write_bundle(
             artifacts / "package" / "bundle",
             name=params.package.name,
+            locator=artifacts / "locate" / LOCATOR_FILE,
+            min_confidence=_min_confidence(artifacts / "locate" / "locator.json"),
             model=model,
             gallery=gallery_file,
             calibration=calibration,
@@ -64,6 +67,18 @@ def main(params: Params, artifacts: Path) -> None:
             params_digest=params.digest(),
         )
     log.info("bundle written to %s", artifacts / "package" / "bundle")
+
+
+def _min_confidence(card: Path) -> float:
+    try:
+        return LocatorCard.model_validate_json(card.read_bytes()).min_confidence
+    except (OSError, ValueError) as error:
+        raise StageFailed(
+            str(card),
+            found=f"not what `locate` writes ({error})",
+            expected="the locator's least confidence",
+            remedy="Run `dvc repro`.",
+        ) from error
 
 
 def _require_settings(

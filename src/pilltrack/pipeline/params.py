@@ -139,6 +139,27 @@ class EvaluateParams(_Section):
     max_flips: Share  # decisions that differ between the int8 file and the float student
 
 
+class LocateParams(_Section):
+    """The locator."""
+
+    seed: Seed
+    weights: str  # none | starter | path to a .safetensors file
+    input_size_px: Annotated[int, Field(ge=64, le=1024, multiple_of=32)]
+    rendered_pills: Annotated[int, Field(ge=0)]  # cut out beside the fit pills
+    steps: Annotated[int, Field(ge=0)]  # 0 takes the weights as they are
+    scenes_per_step: Count
+    learning_rate: Positive
+    weight_decay: Annotated[float, Field(ge=0.0)]
+    warmup_share: Share  # of all steps
+    precision: Literal["auto", "fp32", "bf16"]  # auto: bf16 autocast on a GPU, else fp32
+    workers: Annotated[int, Field(ge=0)]
+    checkpoint_every_s: Positive
+    calibration_scenes: Count
+    validation_scenes: Count  # with pills; and as many without
+    min_ap50: Share  # on scenes with validation pills
+    max_false_finds: Share  # of scenes without pills
+
+
 class PackageParams(_Section):
     """The bundle."""
 
@@ -156,6 +177,7 @@ class Params(_Section):
     convert: ConvertParams
     enroll: EnrollParams
     evaluate: EvaluateParams
+    locate: LocateParams
     package: PackageParams
 
     def digest(self, *sections: str) -> str:

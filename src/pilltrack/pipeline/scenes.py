@@ -32,7 +32,7 @@ from pilltrack.pipeline.params import CaptureParams
 from pilltrack.pipeline.surfaces import Field
 
 MAX_PILLS = 32
-PILL_SHARES = (0.045, 0.45)  # length of a typical pill, of the frame's longer side
+PILL_SHARES = (0.04, 0.8)  # length of a typical pill, of the frame's longer side
 MIN_PILL_PX = 9
 MIN_VISIBLE = 0.4  # of a pill's area; one that would show less is not put there
 MAX_OVERLAP = 0.15  # of the smaller pill's area, where pills lie upon each other
@@ -250,7 +250,7 @@ def _draw_kinds(n_cutouts: int, n_pills: int, rng: np.random.Generator) -> list[
     """Which cut-outs, and how long each is beside a typical one: of one kind, a few, or many."""
     n_kinds = int(rng.choice([1, 3, MAX_PILLS], p=[0.3, 0.2, 0.5]))
     kinds = rng.integers(0, max(n_cutouts, 1), n_kinds)
-    lengths = np.exp(rng.normal(0, 0.22, n_kinds))
+    lengths = np.exp(rng.normal(0, 0.28, n_kinds))
     order = np.arange(n_pills) % n_kinds
     jitter = rng.normal(1, 0.02, n_pills)
     return [(int(kinds[n]), float(lengths[n] * j)) for n, j in zip(order, jitter, strict=True)]

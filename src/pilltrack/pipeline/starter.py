@@ -1,4 +1,4 @@
-"""What ships of a starter run: its bundle, and the student as a network to train on from.
+"""What ships of a starter run: its bundle, and both networks to train on from.
 
     python -m pilltrack.pipeline.starter        after `dvc repro` with params/starter.yaml
 
@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 from pilltrack.core.bundle import read_bundle
-from pilltrack.core.files import replaced_directory
+from pilltrack.core.files import replaced_directory, write_atomically
 from pilltrack.core.identify import STARTER_BUNDLE
+from pilltrack.pipeline.locate import STARTER as STARTER_LOCATOR
 from pilltrack.pipeline.models import STARTER, load_network, save_network
 
 
@@ -29,6 +30,8 @@ def ship(artifacts: Path) -> None:
     with replaced_directory(STARTER_BUNDLE) as new:
         shutil.copytree(bundle, new, dirs_exist_ok=True)
     save_network(net.to(torch.float16), STARTER, input_size_px=size_px)
+    locator = artifacts / "locate" / STARTER_LOCATOR.name
+    write_atomically(STARTER_LOCATOR, locator.read_bytes())
 
 
 if __name__ == "__main__":

@@ -61,6 +61,6 @@ def _examples(identifier: Identifier, prepared: Path) -> list[str]:
         chosen = [row for row in rows if row.role == role][:: max(1, len(rows) // 20)][:N_EXAMPLES]
         lines += [title] if chosen else []
         for row in chosen:
-            (pill,) = identifier.identify(read_image(prepared / row.image))
+            (pill,) = identifier.identify_crop(read_image(prepared / row.image))
             lines.append(f"  {row.image}: {sentence(pill.decision)}")
     return lines

@@ -66,6 +66,11 @@ class BoxedPhoto:
     split: Split
     boxes: tuple[Box, ...]
 
+    def boxes_px(self, height_px: int, width_px: int) -> NDArray[np.float64]:
+        """The boxes as (N, 4) x, y, width, height in the pixels of the photo."""
+        boxes = [(b.x - b.width / 2, b.y - b.height / 2, b.width, b.height) for b in self.boxes]
+        return np.array(boxes, np.float64).reshape(-1, 4) * (2 * (width_px, height_px))
+
 
 @dataclass(frozen=True, slots=True)
 class YoloSet:
@@ -146,7 +151,7 @@ def crop_boxes(source: Path, out: Path, *, max_bytes: int = 8 * 10**9) -> CropRe
     Raises ArchiveRejected, DatasetRejected (naming file and line), ImageRejected for a photo
     that cannot be read; `out` must not exist or be empty. Nothing is left behind on failure.
     """
-    with _opened(source, max_bytes) as yolo, _new_folder(out) as folder:
+    with opened(source, max_bytes=max_bytes) as yolo, _new_folder(out) as folder:
         photos = first_copies(yolo)
         names = short_names(photo.base for photo in photos)
         counts = dict.fromkeys(sorted(yolo.pills), 0)
@@ -177,7 +182,7 @@ def split_folders(
     Raises as `crop_boxes` does, and DatasetRejected when there are not more pills with boxes
     than `strangers`, or `references` is below 1.
     """
-    with _opened(source, max_bytes) as yolo, _new_folder(out) as folder:
+    with opened(source, max_bytes=max_bytes) as yolo, _new_folder(out) as folder:
         photos = {photo.base: photo for photo in first_copies(yolo)}
         names = short_names(photos)
         bases: dict[str, list[str]] = {}  # pill -> its base photos
@@ -490,7 +495,11 @@ def _write_crop(folder: Path, photo: str, box: Box, crop: NDArray[np.uint8]) -> 
 
 
 @contextmanager
-def _opened(source: Path, max_bytes: int) -> Iterator[YoloSet]:
+def opened(source: Path, *, max_bytes: int = 8 * 10**9) -> Iterator[YoloSet]:
+    """A YOLO set in a directory or zip, unpacked for as long as the block lasts.
+
+    Raises ArchiveRejected, and DatasetRejected as `read_yolo`.
+    """
     with tempfile.TemporaryDirectory(prefix="pilltrack-yolo-") as temporary:
         root = source
         if not source.is_dir():

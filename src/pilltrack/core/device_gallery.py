@@ -1,0 +1,110 @@
+"""What a device searches: the bundle's pills and those enrolled on it, as one gallery.
+
+Two shards. The bundle's never changes; the device's own grows and shrinks while it is searched,
+and is filled from `core.local` whenever a bundle is opened. A pill that is in both is one pill,
+and its score is that of its nearest reference, wherever that lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pilltrack.core.background import Background
+from pilltrack.core.gallery import Candidate, Gallery, Reference, held_against
+
+
+class DeviceGallery:
+    """Two galleries of one embedding space. Use it as a context manager, or call `close`.
+
+    May be shared between threads, like each of the two.
+    """
+
+    def __init__(self, bundled: Gallery) -> None:
+        self.bundled = bundled
+        self.local = Gallery.create(bundled.space, bundled.dim)
+
+    @property
+    def space(self) -> str:
+        """The embedding space of both."""
+        return self.bundled.space
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding."""
+        return self.bundled.dim
+
+    @property
+    def background(self) -> Background:
+        """The bundle's: what every score is held against."""
+        return self.bundled.background
+
+    def enrol(self, references: Sequence[Reference], embeddings: NDArray[np.float32]) -> None:
+        """Enrol on the device; as `Gallery.enrol`."""
+        self.local.enrol(references, embeddings)
+
+    def remove(self, pill: str) -> int:
+        """Remove what the device enrolled of a pill; the bundle's references stay."""
+        return self.local.remove(pill)
+
+    def search(self, embeddings: NDArray[np.float32], n_pills: int) -> list[list[Candidate]]:
+        """Find the `n_pills` most similar distinct pills of both; as `Gallery.search`."""
+        pairs = zip(
+            self.bundled.nearest(embeddings, n_pills),
+            self.local.nearest(embeddings, n_pills),
+            strict=True,
+        )
+        found = [_merged(ours, theirs, n_pills) for ours, theirs in pairs]
+        return held_against(self.background, embeddings, found)
+
+    def pills(self) -> list[str]:
+        """List the enrolled pills of both, sorted."""
+        return sorted({*self.bundled.pills(), *self.local.pills()})
+
+    def references(self) -> list[Reference]:
+        """List all references of both, sorted by (pill, side, image)."""
+        return sorted([*self.bundled.references(), *self.local.references()])
+
+    def require_space(self, space: str) -> None:
+        """Raise SpaceMismatch, naming both, unless the galleries belong to `space`."""
+        self.bundled.require_space(space)
+
+    def close(self) -> None:
+        """Release both shards. Harmless when repeated."""
+        self.bundled.close()
+        self.local.close()
+
+    def __len__(self) -> int:
+        return len(self.bundled) + len(self.local)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _merged(
+    ours: Sequence[Candidate], theirs: Sequence[Candidate], n_pills: int
+) -> list[Candidate]:
+    """The best of two ranked lists, each pill once; ties in order of name.
+
+    >>> some = [Candidate("a", 0.9), Candidate("b", 0.5)]
+    >>> other = [Candidate("b", 0.95), Candidate("c", 0.5)]
+    >>> [candidate.pill for candidate in _merged(some, other, 3)]
+    ['b', 'a', 'c']
+    """
+    best: dict[str, float] = {}
+    for candidate in (*ours, *theirs):
+        best[candidate.pill] = max(candidate.score, best.get(candidate.pill, -2.0))
+    ranked = sorted(best.items(), key=lambda item: (-item[1], item[0]))
+    return [Candidate(pill, score) for pill, score in ranked[:n_pills]]
