@@ -25,7 +25,8 @@ from tests.tiny_bundle import LOCATOR, MODEL, tiny_bundle, tiny_calibration
 COMMANDS = [
     *STAGES, "identify", "count", "evaluate-folder", "evaluate-epillid", "report", "compare",
     "bench", "synth", "crop-boxes", "summary", "gallery", "gallery add", "gallery list",
-    "gallery remove", "gallery show", "gallery export", "gallery import",
+    "gallery remove", "gallery show", "gallery export", "gallery import", "serve", "audit",
+    "audit list", "audit verify", "audit replay",
 ]  # fmt: skip
 
 

@@ -111,6 +111,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_identify(commands)
     _add_count(commands)
     _add_gallery(commands)
+    _add_serve(commands)
+    _add_audit(commands)
     _add_evaluate_folder(commands)
     _add_evaluate_epillid(commands)
     _add_report(commands)
@@ -523,6 +525,139 @@ def _gallery_import(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _add_audit(commands: Any) -> None:
+    audit = _command(
+        commands,
+        "audit",
+        "the decisions on record: list them, check that none was changed, make one again",
+        "pilltrack audit list\npilltrack audit verify\npilltrack audit replay 17",
+    )
+    actions = audit.add_subparsers(title="actions", metavar="ACTION", required=True)
+    listing = _command(
+        actions,
+        "list",
+        "the newest decisions on record",
+        "pilltrack audit list\npilltrack audit list --limit 5 --json",
+    )
+    listing.add_argument("--limit", type=_positive, default=20, help="default: 20")
+    listing.add_argument("--json", action="store_true", help="one JSON object per decision")
+    listing.set_defaults(run=_audit_list)
+    verify = _command(
+        actions,
+        "verify",
+        "check the chain: no row changed, taken out or put in between",
+        "pilltrack audit verify\npilltrack audit verify --head 17:5d41...",
+    )
+    verify.add_argument(
+        "--head", metavar="HEAD", help="what verify printed before: that row must still be there"
+    )
+    verify.set_defaults(run=_audit_verify)
+    replay = _command(
+        actions,
+        "replay",
+        "make a decision again from its crops and compare",
+        "pilltrack audit replay 17\npilltrack audit replay 17 --bundle artifacts/package/bundle",
+    )
+    replay.add_argument("number", type=_positive, metavar="ID")
+    _add_bundle(replay)
+    replay.set_defaults(run=_audit_replay)
+    for action in (listing, verify, replay):
+        _add_home(action)
+
+
+def _audit_list(arguments: argparse.Namespace) -> int:
+    from pilltrack.edge.audit import AuditLog
+
+    with AuditLog(_home(arguments), create=False) as log:
+        for entry in log.records(arguments.limit):
+            record = entry.record
+            if arguments.json:
+                row = {"id": entry.id, "hash": entry.hash, **record.model_dump(mode="json")}
+                row["actions"] = [action.model_dump(mode="json") for action in entry.actions]
+                print(json.dumps(row, ensure_ascii=False))
+                continue
+            verdict = "" if record.check is None else (" ok" if record.check["ok"] else " not ok")
+            done = "".join(f", {action.action}" for action in entry.actions)
+            count = "1 pill" if len(record.pills) == 1 else f"{len(record.pills)} pills"
+            print(f"{entry.id:6}  {record.time:%Y-%m-%d %H:%M:%S}Z  {count}{verdict}{done}")
+    return 0
+
+
+def _audit_verify(arguments: argparse.Namespace) -> int:
+    from pilltrack.edge.audit import AuditLog, parse_head
+
+    head = parse_head(arguments.head) if arguments.head else None
+    with AuditLog(_home(arguments), create=False) as log:
+        print(f"every row is as it was written; head {log.verify(head)}")
+    return 0
+
+
+def _audit_replay(arguments: argparse.Namespace) -> int:
+    from pilltrack.core.identify import open_identifier
+    from pilltrack.edge.audit import AuditLog
+    from pilltrack.edge.replay import replay
+
+    home = _home(arguments)
+    with (
+        AuditLog(home, create=False) as log,
+        open_identifier(_bundle(arguments), local=home) as identifier,
+    ):
+        again = replay(
+            log,
+            arguments.number,
+            identifier.embedder,
+            identifier.gallery,
+            identifier.calibration,
+            identifier.manifest.pills,
+        )
+    for difference in again.differences:
+        print(difference)
+    if again.equal:
+        print(f"decision {arguments.number}: the same again")
+    return 0 if again.equal else 3
+
+
+def _add_serve(commands: Any) -> None:
+    command = _command(
+        commands,
+        "serve",
+        "open the device's page and API on this machine",
+        "pilltrack serve\n"
+        "pilltrack serve --camera 0\n"
+        "PILLTRACK_TOKEN=... pilltrack serve --host 192.168.1.20",
+    )
+    _add_bundle(command)
+    _add_home(command)
+    command.add_argument(
+        "--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only"
+    )
+    command.add_argument("--port", type=_port, default=8000, help="default: 8000")
+    command.add_argument(
+        "--camera", metavar="SOURCE", help="of the device: a number, /dev/video0, or a video file"
+    )
+    command.add_argument(
+        "--threads", type=_positive, default=2, help="that each model may use; default: 2"
+    )
+    command.set_defaults(run=_serve)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from pilltrack.edge.serve import serve
+    from pilltrack.edge.settings import Settings, token_of
+
+    settings = Settings(
+        bundle=_bundle(arguments),
+        home=_home(arguments),
+        host=arguments.host,
+        port=arguments.port,
+        token=token_of(),
+        camera=arguments.camera,
+        threads=arguments.threads,
+    )
+    serve(settings)
+    return 0
+
+
 def _add_bundle(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--bundle", type=Path, metavar="DIR", help="default: the starter bundle of this install"
@@ -903,6 +1038,13 @@ def _summary(arguments: argparse.Namespace) -> int:
 
     print(summary(arguments.artifacts))
     return 0
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65_535:
+        raise argparse.ArgumentTypeError(f"{text} is not in 0..65535")
+    return port
 
 
 def _positive(text: str) -> int:

@@ -1,0 +1,258 @@
+"""What the API answers, as typed models: the OpenAPI page shows them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pilltrack.core.identify import IdentifiedPill
+from pilltrack.edge.audit import Entry
+from pilltrack.edge.service import EnrolledPill, Look
+from pilltrack.edge.tracking import TrackedPill
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CandidateAnswer(_Answer):
+    """An enrolled pill and its score."""
+
+    pill: str
+    score: float
+
+
+class PillAnswer(_Answer):
+    """A pill in a frame; `box` is x, y, width, height in its pixels."""
+
+    box: tuple[int, int, int, int]
+    confidence: float = Field(description="0 to 1: that this is a pill")
+    decision: Literal["known", "unknown", "ambiguous"]
+    pill: str | None = Field(description="set only if the decision is known")
+    score: float
+    candidates: list[CandidateAnswer] = Field(description="best first")
+
+
+class TrackedAnswer(_Answer):
+    """A pill followed over frames; `checking` until enough frames agree."""
+
+    track: int
+    box: tuple[int, int, int, int]
+    confidence: float
+    decision: Literal["known", "unknown", "ambiguous", "checking"]
+    pill: str | None
+    score: float
+    candidates: list[CandidateAnswer]
+
+
+class Milliseconds(_Answer):
+    """How long the device took for a frame."""
+
+    decode: float
+    locate: float
+    identify: float
+
+
+class LookAnswer(_Answer):
+    """A frame and the pills in it."""
+
+    width: int
+    height: int
+    ms: Milliseconds
+    pills: list[PillAnswer]
+
+
+class LiveAnswer(_Answer):
+    """A live frame; `frame` counts those looked at, `dropped` those that came too fast."""
+
+    frame: int
+    dropped: int
+    width: int
+    height: int
+    ms: Milliseconds
+    pills: list[TrackedAnswer]
+
+
+class EnrolledAnswer(_Answer):
+    """A pill after enrolment."""
+
+    pill: str
+    references: int
+    new: int
+
+
+class GalleryPill(_Answer):
+    """An enrolled pill; `photos` are those that this device keeps."""
+
+    pill: str
+    references: int
+    local: int = Field(description="references that this device enrolled")
+    metadata: dict[str, str]
+    photos: list[str] = Field(description="addresses of pictures")
+
+
+class GalleryAnswer(_Answer):
+    """All enrolled pills, in order of name."""
+
+    pills: list[GalleryPill]
+
+
+class CheckLine(_Answer):
+    """What is to be said about one pill; `indices` are places in the tray's list of pills."""
+
+    verdict: Literal["ok", "missing", "extra", "wrong strength", "uncertain", "unknown"]
+    pill: str | None
+    expected: int
+    found: int
+    indices: list[int]
+    instead_of: list[str]
+
+
+class CheckAnswer(_Answer):
+    """A checked tray; `number` is that of the decision on record."""
+
+    number: int
+    ok: bool
+    full: bool = Field(description="as many pills as can be seen: there may be more")
+    lines: list[CheckLine]
+    look: LookAnswer
+
+
+class ExpectedPill(_Answer):
+    """So many of a pill."""
+
+    pill: str
+    count: int
+
+
+class ActionAnswer(_Answer):
+    """What an operator did about a decision."""
+
+    time: str
+    action: str
+    note: str
+
+
+class RecordedAnswer(_Answer):
+    """A decision on record."""
+
+    number: int
+    time: str
+    bundle: str
+    ok: bool | None = Field(description="of the check, if there was one")
+    expected: list[ExpectedPill]
+    lines: list[CheckLine]
+    pills: list[PillAnswer]
+    crops: list[str] = Field(description="addresses of pictures, one for each pill")
+    actions: list[ActionAnswer]
+
+
+class HistoryAnswer(_Answer):
+    """Decisions on record, the newest first."""
+
+    records: list[RecordedAnswer]
+
+
+class StatusAnswer(_Answer):
+    """The device and its bundle."""
+
+    version: str
+    uptime_s: float
+    bundle: str
+    git_commit: str
+    space: str
+    pills: int
+    references: int
+    local_references: int
+    threshold: float
+    margin: float
+    promised_fpir: float
+    promised_misnamed: float
+    calibrated_for_pills: int
+    captures: str
+    camera: bool
+    frames: int
+
+
+class Problem(_Answer):
+    """What went wrong (RFC 9457), and what to do about it."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    remedy: str = ""
+
+
+def pill_answers(look: Look) -> list[PillAnswer]:
+    """The pills of a look."""
+    return [_pill_answer(pill) for pill in look.pills]
+
+
+def tracked_answer(pill: TrackedPill) -> TrackedAnswer:
+    """A tracked pill."""
+    return TrackedAnswer(
+        track=pill.track,
+        box=pill.box,
+        confidence=round(pill.confidence, 4),
+        decision=pill.kind,
+        pill=pill.pill,
+        score=pill.score,
+        candidates=[CandidateAnswer(pill=name, score=score) for name, score in pill.candidates],
+    )
+
+
+def look_answer(look: Look, width: int, height: int, decode_ms: float) -> LookAnswer:
+    """A photo that was looked at."""
+    ms = Milliseconds(
+        decode=round(decode_ms, 2),
+        locate=round(look.locate_ms, 2),
+        identify=round(look.identify_ms, 2),
+    )
+    return LookAnswer(width=width, height=height, ms=ms, pills=pill_answers(look))
+
+
+def recorded_answer(entry: Entry, address: str) -> RecordedAnswer:
+    """A decision on record; `address` is where crops are."""
+    record = entry.record
+    checked = record.check or {"ok": None, "lines": []}
+    return RecordedAnswer.model_validate(
+        {
+            "number": entry.id,
+            "time": record.time.isoformat(),
+            "bundle": record.bundle,
+            "ok": checked["ok"],
+            "expected": [line.model_dump() for line in record.expected or ()],
+            "lines": checked["lines"],
+            "pills": [pill.model_dump(exclude={"crop"}) for pill in record.pills],
+            "crops": [f"{address}/{pill.crop}.png" for pill in record.pills],
+            "actions": [
+                {"time": a.time.isoformat(), "action": a.action, "note": a.note}
+                for a in entry.actions
+            ],
+        }
+    )
+
+
+def gallery_pill(pill: EnrolledPill, photos: list[str]) -> GalleryPill:
+    """An enrolled pill."""
+    return GalleryPill(
+        pill=pill.pill,
+        references=pill.references,
+        local=pill.local,
+        metadata=pill.metadata,
+        photos=photos,
+    )
+
+
+def _pill_answer(pill: IdentifiedPill) -> PillAnswer:
+    decision = pill.decision
+    return PillAnswer(
+        box=pill.box,
+        confidence=round(pill.confidence, 4),
+        decision=decision.kind,
+        pill=decision.pill,
+        score=decision.score,
+        candidates=[CandidateAnswer(pill=c.pill, score=c.score) for c in decision.candidates],
+    )

@@ -1,0 +1,356 @@
+"""The device's web service: pages, the API under /api/v1, live pictures, health and metrics.
+
+Errors are problem+json (RFC 9457) with what to do next. Photos are looked at by a bounded number
+of requests at a time; the others are told to come back (429) and never queue without end.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import anyio
+import numpy as np
+from anyio import to_thread
+from fastapi import FastAPI, File, Form, Query, Request, Response, UploadFile, WebSocket
+from fastapi import Path as PathParameter
+from fastapi.exceptions import RequestValidationError
+from fastapi.staticfiles import StaticFiles
+from numpy.typing import NDArray
+from PIL import Image
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.exceptions import HTTPException
+
+from pilltrack import __version__
+from pilltrack.core.errors import InputRejected, PillTrackError
+from pilltrack.core.image import decode_image
+from pilltrack.core.local import SIDES
+from pilltrack.edge import live
+from pilltrack.edge.answers import (
+    CheckAnswer,
+    EnrolledAnswer,
+    GalleryAnswer,
+    GalleryPill,
+    HistoryAnswer,
+    LookAnswer,
+    Problem,
+    StatusAnswer,
+    gallery_pill,
+    look_answer,
+    recorded_answer,
+)
+from pilltrack.edge.camera import Camera
+from pilltrack.edge.check import as_json
+from pilltrack.edge.guard import COOKIE, Guard, cookie_of, is_token, problem
+from pilltrack.edge.record import MAX_ACTION_LENGTH, MAX_NOTE_LENGTH
+from pilltrack.edge.service import Look, Service
+from pilltrack.edge.settings import Settings
+
+STATIC = Path(__file__).parent / "static"
+API = "/api/v1"
+T = TypeVar("T")
+MAX_PHOTOS = 20  # of one enrolment
+MAX_LIST = 200_000  # characters of an expected list
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    code: {"model": Problem, "content": {"application/problem+json": {}}}
+    for code in (401, 403, 404, 413, 422, 429)
+}
+
+
+def create_app(service: Service, settings: Settings, camera: Camera | None = None) -> FastAPI:
+    """The app around an open service; it closes both when it stops."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        if camera is not None:
+            camera.close()
+        service.close()
+
+    app = FastAPI(
+        title="PillTrack device",
+        version=__version__,
+        description="Finds and names pills; says unknown when it does not know.",
+        lifespan=lifespan,
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+    )
+    desk = _Desk(service, settings)
+    _explain_errors(app)
+    _add_health(app, service, desk)
+    _add_session(app, settings)
+    _add_looking(app, service, desk, camera)
+    _add_gallery(app, service, desk)
+    _add_checking(app, service, desk)
+    app.mount("/", StaticFiles(directory=STATIC, html=True), name="pages")
+    app.add_middleware(Guard, settings=settings)
+    return app
+
+
+class _Desk:
+    """Where looks are counted, and where more than `max_waiting` of them are turned away."""
+
+    def __init__(self, service: Service, settings: Settings) -> None:
+        self.free = anyio.Semaphore(settings.max_waiting)
+        self.registry = CollectorRegistry()
+        self.frames = 0
+        labels = ["decision"]
+        self.pills = Counter("pilltrack_pills", "Pills seen", labels, registry=self.registry)
+        self.ms = Histogram(
+            "pilltrack_look_seconds",
+            "From a decoded frame to decisions",
+            buckets=(0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2),
+            registry=self.registry,
+        )
+        self.refused = Counter("pilltrack_busy", "Requests told to wait", registry=self.registry)
+        references = Gauge("pilltrack_references", "Enrolled references", registry=self.registry)
+        references.set_function(lambda: float(len(service.identifier.gallery)))
+
+    def seen(self, look: Look, _: float = 0.0) -> None:
+        """Count a look."""
+        self.frames += 1
+        self.ms.observe((look.locate_ms + look.identify_ms) / 1000)
+        for pill in look.pills:
+            self.pills.labels(pill.decision.kind).inc()
+
+    async def work(self, call: Callable[[], T]) -> T:
+        """Run a call in a thread, or refuse with 429 when as many are at it as may."""
+        try:
+            self.free.acquire_nowait()
+        except anyio.WouldBlock as error:
+            self.refused.inc()
+            raise HTTPException(429, "as many photos as this device can look at") from error
+        try:
+            return await to_thread.run_sync(call)
+        finally:
+            self.free.release()
+
+
+def _add_health(app: FastAPI, service: Service, desk: _Desk) -> None:
+    @app.get("/healthz", summary="The process is alive")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz", summary="A bundle is open and answers")
+    async def readyz() -> dict[str, str]:
+        return {"status": "ok", "bundle": service.identifier.manifest.name}
+
+    @app.get("/metrics", summary="Prometheus metrics", response_class=Response)
+    async def metrics() -> Response:
+        return Response(generate_latest(desk.registry), media_type="text/plain; version=0.0.4")
+
+
+def _add_session(app: FastAPI, settings: Settings) -> None:
+    @app.post(f"{API}/session", status_code=204, responses=PROBLEMS, summary="Sign in")
+    async def sign_in(token: Annotated[str, Form(max_length=1000)]) -> Response:
+        if settings.token and not is_token(settings, token):
+            raise HTTPException(401, "another device's token")
+        answer = Response(status_code=204)
+        answer.set_cookie(
+            COOKIE, cookie_of(settings.token), httponly=True, samesite="strict", max_age=86_400
+        )
+        return answer
+
+
+def _add_looking(app: FastAPI, service: Service, desk: _Desk, camera: Camera | None) -> None:
+    @app.get(f"{API}/status", responses=PROBLEMS, summary="The device and its bundle")
+    async def status() -> StatusAnswer:
+        identifier, rule = service.identifier, service.identifier.calibration
+        return StatusAnswer(
+            version=__version__,
+            uptime_s=round(time.monotonic() - service.started_s, 1),
+            bundle=identifier.manifest.name,
+            git_commit=identifier.manifest.git_commit,
+            space=identifier.manifest.space,
+            pills=len(identifier.gallery.pills()),
+            references=len(identifier.gallery),
+            local_references=len(identifier.gallery.local),
+            threshold=rule.threshold,
+            margin=rule.margin,
+            promised_fpir=rule.fpir,
+            promised_misnamed=rule.misnamed,
+            calibrated_for_pills=rule.gallery_size,
+            captures=rule.captures,
+            camera=camera is not None,
+            frames=desk.frames,
+        )
+
+    @app.post(f"{API}/identify", responses=PROBLEMS, summary="Find and name the pills in a photo")
+    async def identify(
+        image: Annotated[UploadFile, File(description="JPEG, PNG, WebP, BMP or TIFF")],
+        crop: Annotated[bool, Query(description="the photo is nothing but one pill")] = False,
+    ) -> LookAnswer:
+        data, name = await image.read(), image.filename or "image"
+
+        def look() -> LookAnswer:
+            frame, decode_ms = _decoded(data, name)
+            seen = service.look(frame, is_crop=crop)
+            desk.seen(seen)
+            return look_answer(seen, frame.shape[1], frame.shape[0], decode_ms)
+
+        return await desk.work(look)
+
+    @app.websocket(f"{API}/live")
+    async def watch(socket: WebSocket, source: str = "browser") -> None:
+        await socket.accept()
+        if source == "browser":
+            await live.from_browser(socket, service, desk.seen)
+        elif camera is not None:
+            await live.from_device(socket, service, camera, desk.seen)
+        else:
+            await socket.close(1008, "this device has no camera of its own")
+
+
+def _add_gallery(app: FastAPI, service: Service, desk: _Desk) -> None:
+    @app.get(f"{API}/gallery", responses=PROBLEMS, summary="All enrolled pills")
+    async def gallery() -> GalleryAnswer:
+        return await to_thread.run_sync(_gallery, service)
+
+    @app.get(f"{API}/gallery/{{pill}}", responses=PROBLEMS, summary="One enrolled pill")
+    async def gallery_of(pill: str) -> GalleryPill:
+        answer = await to_thread.run_sync(_gallery, service)
+        for row in answer.pills:
+            if row.pill == pill:
+                return row
+        raise HTTPException(404, f"{pill!r} is not enrolled")
+
+    @app.get(f"{API}/photos/{{digest}}.png", responses=PROBLEMS, response_class=Response,
+             summary="A photo that this device keeps")  # fmt: skip
+    async def photo(digest: str) -> Response:
+        def kept() -> NDArray[np.uint8]:
+            if all(kept.crop != digest for kept in service.kept()):
+                raise HTTPException(404, "no such photo")
+            return service.photo(digest)
+
+        return _picture(await to_thread.run_sync(kept))
+
+    @app.post(f"{API}/gallery", status_code=201, responses=PROBLEMS, summary="Enrol a pill")
+    async def enrol(
+        name: Annotated[str, Form(max_length=200)],
+        photos: Annotated[list[UploadFile], File(max_length=MAX_PHOTOS)],
+        side: Annotated[str, Form(pattern="|".join(f"^{side}$" for side in SIDES))] = "",
+        crop: Annotated[bool, Form(description="photos are nothing but the pill")] = False,
+    ) -> EnrolledAnswer:
+        data = [(photo.filename or f"photo-{n}", await photo.read())
+                for n, photo in enumerate(photos, 1)]  # fmt: skip
+
+        def add() -> tuple[int, int]:
+            decoded = [(file, decode_image(content, name=file)) for file, content in data]
+            return service.enrol(name, decoded, side, crops=crop)
+
+        n_references, n_new = await desk.work(add)
+        return EnrolledAnswer(pill=name, references=n_references, new=n_new)
+
+    @app.delete(f"{API}/gallery/{{pill}}", responses=PROBLEMS, summary="Forget a pill")
+    async def forget(pill: str) -> dict[str, int]:
+        n_removed = await to_thread.run_sync(service.forget, pill)
+        if not n_removed:
+            raise HTTPException(404, f"{pill!r} was not enrolled on this device")
+        return {"removed": n_removed}
+
+
+def _add_checking(app: FastAPI, service: Service, desk: _Desk) -> None:
+    @app.post(f"{API}/check", responses=PROBLEMS, summary="Check a tray against an expected list")
+    async def check(
+        image: Annotated[UploadFile, File(description="a photo of the tray")],
+        expected: Annotated[
+            str, Form(max_length=MAX_LIST, description="typed lines, CSV, JSON, or FHIR JSON")
+        ],
+    ) -> CheckAnswer:
+        data, name = await image.read(), image.filename or "image"
+
+        def checked() -> CheckAnswer:
+            wanted = service.expected(expected.encode(), "expected list")
+            frame, decode_ms = _decoded(data, name)
+            done = service.check(frame, wanted, datetime.now(UTC))
+            desk.seen(done.look)
+            look = look_answer(done.look, frame.shape[1], frame.shape[0], decode_ms)
+            content = {"number": done.number, **as_json(done.check), "look": look}
+            return CheckAnswer.model_validate(content)
+
+        return await desk.work(checked)
+
+    @app.post(f"{API}/history/{{number}}/actions", status_code=201, responses=PROBLEMS,
+              summary="What the operator did about a decision")  # fmt: skip
+    async def act(
+        number: int,
+        action: Annotated[str, Form(max_length=MAX_ACTION_LENGTH)],
+        note: Annotated[str, Form(max_length=MAX_NOTE_LENGTH)] = "",
+    ) -> dict[str, int]:
+        act = partial(service.act, number, action, note, datetime.now(UTC))
+        return {"number": await to_thread.run_sync(act)}
+
+    @app.get(f"{API}/history", responses=PROBLEMS, summary="Decisions on record, newest first")
+    async def history(
+        limit: Annotated[int, Query(ge=1, le=200)] = 50,
+        before: Annotated[int | None, Query(ge=1, le=2**62)] = None,
+    ) -> HistoryAnswer:
+        entries = await to_thread.run_sync(service.history, limit, before)
+        return HistoryAnswer(records=[recorded_answer(entry, f"{API}/crops") for entry in entries])
+
+    @app.get(f"{API}/crops/{{digest}}.png", responses=PROBLEMS, response_class=Response,
+             summary="A crop of a decision on record")  # fmt: skip
+    async def crop(digest: Annotated[str, PathParameter(pattern="^[0-9a-f]{64}$")]) -> Response:
+        return _picture(await to_thread.run_sync(service.recorded_crop, digest))
+
+
+def _decoded(data: bytes, name: str) -> tuple[NDArray[np.uint8], float]:
+    """A photo, and the milliseconds that decoding took."""
+    start_s = time.perf_counter()
+    return decode_image(data, name=name), 1000 * (time.perf_counter() - start_s)
+
+
+def _picture(photo: NDArray[np.uint8]) -> Response:
+    written = io.BytesIO()
+    Image.fromarray(photo).save(written, "png")
+    headers = {"cache-control": "private, max-age=31536000, immutable"}
+    return Response(written.getvalue(), media_type="image/png", headers=headers)
+
+
+def _gallery(service: Service) -> GalleryAnswer:
+    photos: dict[str, list[str]] = {}
+    for kept in service.kept():
+        photos.setdefault(kept.pill, []).append(f"{API}/photos/{kept.crop}.png")
+    return GalleryAnswer(
+        pills=[gallery_pill(pill, photos.get(pill.pill, [])) for pill in service.pills()]
+    )
+
+
+def _explain_errors(app: FastAPI) -> None:
+    @app.exception_handler(HTTPException)
+    async def refused(_: Request, error: HTTPException) -> Response:
+        remedy = {429: "Wait a second and ask again.", 404: "See the gallery for what there is."}
+        return _problem(error.status_code, str(error.detail), remedy.get(error.status_code, ""))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return _problem(422, f"{where}: {first['msg']}", "See /openapi.json for what is expected.")
+
+    @app.exception_handler(PillTrackError)
+    async def explained(_: Request, error: PillTrackError) -> Response:
+        status = 422 if isinstance(error, InputRejected) else 503
+        detail = f"{error.subject}: {error.found}; expected {error.expected}"
+        return _problem(status, detail, error.remedy)
+
+    @app.middleware("http")
+    async def failed(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
+        try:
+            return await call(request)
+        except OSError as error:
+            found = error.strerror or str(error)
+            return _problem(503, found, "Check the disk and its permissions.")
+
+
+def _problem(status: int, detail: str, remedy: str) -> Response:
+    headers = {"retry-after": "1"} if status == 429 else {}
+    return Response(
+        problem(status, detail, remedy), status, headers, media_type="application/problem+json"
+    )

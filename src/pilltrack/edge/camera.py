@@ -1,0 +1,107 @@
+"""Frames of a camera at the device, or of a video file in its place: always the newest only.
+
+A thread reads as fast as the source gives and keeps one frame. Whoever looks later sees what is
+now before the lens; what was not looked at in time is dropped and never queued.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pilltrack.core.errors import InputRejected
+
+Frame = NDArray[np.uint8]  # (H, W, 3) RGB
+MAX_FAILURES = 50  # reads in a row without a frame: the camera is gone
+
+
+class Camera:
+    """An open source of frames. Use it as a context manager, or call `close`.
+
+    `source` is the number of a camera ("0"), its device file, or a video file, which is played at
+    its own speed and begins again at its end. Raises InputRejected when it gives no frame.
+    """
+
+    def __init__(self, source: str, *, width_px: int = 640, height_px: int = 480) -> None:
+        self.source = source
+        self._is_file = Path(source).is_file()
+        self._capture = cv2.VideoCapture(int(source) if source.isdecimal() else source)
+        if not self._is_file:
+            self._capture.set(cv2.CAP_PROP_FRAME_WIDTH, width_px)
+            self._capture.set(cv2.CAP_PROP_FRAME_HEIGHT, height_px)
+            self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
+        self._newest = self._read()
+        if self._newest is None:
+            self._capture.release()
+            raise InputRejected(
+                f"camera {source!r}",
+                found="no frame",
+                expected="the number or device file of a camera, or a video file",
+                remedy="Plug the camera in, name another with --camera, and check that this user "
+                "may read the device.",
+            )
+        self._number = 1
+        self._stopped = False
+        self._fresh = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="camera", daemon=True)
+        self._thread.start()
+
+    def newest(self, after: int, timeout_s: float) -> tuple[int, Frame] | None:
+        """Wait for a frame with a number above `after`; None when none came in time."""
+        with self._fresh:
+            self._fresh.wait_for(lambda: self._number > after or self._stopped, timeout_s)
+            if self._stopped or self._number <= after or self._newest is None:
+                return None
+            return self._number, self._newest
+
+    def close(self) -> None:
+        """Stop reading. Harmless when repeated."""
+        with self._fresh:
+            self._stopped = True
+            self._fresh.notify_all()
+        self._thread.join(timeout=5)
+        self._capture.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        rate = self._capture.get(cv2.CAP_PROP_FPS) if self._is_file else 0.0
+        pause_s = 1 / min(rate, 60.0) if rate > 0 else 0.0
+        failures = 0
+        while not self._stopped and failures < MAX_FAILURES:
+            start_s = time.monotonic()
+            frame = self._read()
+            failures = 0 if frame is not None else failures + 1
+            if frame is not None:
+                with self._fresh:
+                    self._newest, self._number = frame, self._number + 1
+                    self._fresh.notify_all()
+            elif not self._is_file:
+                time.sleep(0.1)
+            time.sleep(max(0.0, pause_s - (time.monotonic() - start_s)))
+        with self._fresh:
+            self._stopped = True
+            self._fresh.notify_all()
+
+    def _read(self) -> Frame | None:
+        done, frame = self._capture.read()
+        if not done and self._is_file:
+            self._capture.set(cv2.CAP_PROP_POS_FRAMES, 0)
+            done, frame = self._capture.read()
+        return np.ascontiguousarray(frame[:, :, ::-1]) if done else None

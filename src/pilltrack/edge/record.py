@@ -1,0 +1,195 @@
+"""What a decision rests on, complete enough to make it again, and what people did about it.
+
+A record names the bundle, the embedding space, the gallery and the rule by their digests and
+values, each pill by the digest of the crop that was decided about, and all that was decided.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    model_validator,
+)
+
+from pilltrack.core.bundle import Manifest, Sha256
+from pilltrack.core.device_gallery import DeviceGallery
+from pilltrack.core.gallery import Gallery
+from pilltrack.core.identify import IdentifiedPill
+from pilltrack.core.local import digest_of
+from pilltrack.edge.check import Check, as_json
+from pilltrack.edge.prescription import Expected
+
+MAX_ACTION_LENGTH = 100
+MAX_NOTE_LENGTH = 2000
+
+
+def require_utc(time: datetime) -> datetime:
+    """The same time; ValueError unless it says that it is in UTC."""
+    if time.utcoffset() != timedelta(0):
+        raise ValueError("a time that is not in UTC")
+    return time.astimezone(UTC)
+
+
+Utc = Annotated[datetime, AfterValidator(require_utc)]
+
+
+# The limit has pydantic refuse what is not UTF-8, which a database could not hold.
+Text = Annotated[str, Field(max_length=1024)]
+
+
+class Part(BaseModel):
+    """What is on record: never changed, nothing unknown, nothing that JSON could not hold."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class RecordedCandidate(Part):
+    """A pill that the crop resembled, and how much."""
+
+    pill: Text
+    score: float
+
+
+class RecordedPill(Part):
+    """One pill of the tray; `crop` is the digest of what was decided about."""
+
+    box: tuple[int, int, int, int]
+    confidence: float
+    crop: Sha256
+    decision: Literal["known", "unknown", "ambiguous"]
+    pill: Text | None
+    score: float
+    candidates: tuple[RecordedCandidate, ...]
+
+    @model_validator(mode="after")
+    def _named_if_known(self) -> RecordedPill:
+        if (self.pill is None) == (self.decision == "known"):
+            raise ValueError(f"decision {self.decision} with pill {self.pill!r}")
+        return self
+
+
+class RecordedExpected(Part):
+    """So many of a pill were expected."""
+
+    pill: Text
+    count: int = Field(ge=1)
+
+
+class DecisionRecord(Part):
+    """Everything a decision rests on, and the decision; `gallery` is a `gallery_digest`.
+
+    `expected` and `check`, in the form of `check.as_json`, are set if a tray was checked.
+    """
+
+    time: Utc
+    bundle: Text
+    git_commit: Text
+    space: Text
+    threshold: float
+    margin: float
+    gallery: Sha256
+    pills: tuple[RecordedPill, ...]
+    expected: tuple[RecordedExpected, ...] | None = None
+    check: dict[str, JsonValue] | None = None
+
+
+class Action(Part):
+    """What an operator did about a decision, whose number is `decision`."""
+
+    time: Utc
+    decision: int
+    action: str = Field(min_length=1, max_length=MAX_ACTION_LENGTH)
+    note: str = Field(max_length=MAX_NOTE_LENGTH)
+
+
+def decision_record(
+    *,
+    time: datetime,
+    manifest: Manifest,
+    gallery: str,
+    pills: Sequence[IdentifiedPill],
+    crops: Sequence[NDArray[np.uint8]],
+    expected: Sequence[Expected] | None = None,
+    checked: Check | None = None,
+) -> DecisionRecord:
+    """Put a decision on record: `pills` of a tray and their `crops`, decided with a bundle.
+
+    `time` is in UTC; `gallery` the `gallery_digest` of what was searched.
+    """
+    calibration = manifest.calibration
+    return DecisionRecord(
+        time=time,
+        bundle=manifest.name,
+        git_commit=manifest.git_commit,
+        space=manifest.space,
+        threshold=calibration.threshold,
+        margin=calibration.margin,
+        gallery=gallery,
+        pills=tuple(
+            recorded_pill(pill, digest_of(crop)) for pill, crop in zip(pills, crops, strict=True)
+        ),
+        expected=None
+        if expected is None
+        else tuple(RecordedExpected(pill=entry.pill, count=entry.count) for entry in expected),
+        check=None if checked is None else as_json(checked),
+    )
+
+
+def recorded_pill(pill: IdentifiedPill, digest: str) -> RecordedPill:
+    """One identified pill and the digest of its crop, as they go on record."""
+    decision = pill.decision
+    return RecordedPill(
+        box=pill.box,
+        confidence=pill.confidence,
+        crop=digest,
+        decision=decision.kind,
+        pill=decision.pill,
+        score=decision.score,
+        candidates=tuple(
+            RecordedCandidate(pill=candidate.pill, score=candidate.score)
+            for candidate in decision.candidates
+        ),
+    )
+
+
+def gallery_digest(gallery: Gallery | DeviceGallery) -> str:
+    """Name what is searched: SHA-256 of space, references and background, 64 hex digits.
+
+    The order of enrolling, the sides and names of photos, and whether bundle or device enrolled
+    a pill do not matter, as they do not for a search. It reads every embedding: compute it once,
+    and again when a pill was enrolled or removed.
+    """
+    parts = (gallery,) if isinstance(gallery, Gallery) else (gallery.bundled, gallery.local)
+    rows = sorted(row for part in parts for row in _row_digests(part))
+    background = gallery.background
+    head = f"pilltrack gallery\0{gallery.space}\0{gallery.dim}\0{len(rows)}\0{len(background)}\0"
+    digest = hashlib.sha256(head.encode())
+    for row in rows:
+        digest.update(row)
+    for pill, embedding in zip(background.pills, background.embeddings, strict=True):
+        digest.update(_row_digest(pill, embedding))
+    return digest.hexdigest()
+
+
+def _row_digests(gallery: Gallery) -> list[bytes]:
+    references, embeddings = gallery.references(), gallery.embeddings()
+    return [
+        _row_digest(reference.pill, embedding)
+        for reference, embedding in zip(references, embeddings, strict=True)
+    ]
+
+
+def _row_digest(pill: str, embedding: NDArray[np.float32]) -> bytes:
+    """Of a name and an embedding, whose length is fixed: one cannot pass for the other."""
+    return hashlib.sha256(embedding.astype("<f4").tobytes() + pill.encode()).digest()

@@ -1,0 +1,64 @@
+"""Run the device's web service until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import socket
+
+import uvicorn
+
+from pilltrack.core.errors import StageFailed
+from pilltrack.edge.app import create_app
+from pilltrack.edge.camera import Camera
+from pilltrack.edge.service import Service
+from pilltrack.edge.settings import Settings
+
+log = logging.getLogger(__name__)
+
+MAX_FRAME_BYTES = 4 * 1024 * 1024  # of one message on a socket
+IDLE_S = 30
+
+
+def serve(settings: Settings) -> None:
+    """Open bundle, home and camera, and answer requests.
+
+    Raises StageFailed when the address is taken or not this machine's; BundleRejected,
+    InputRejected and StageFailed as `Service` and `Camera`.
+    """
+    listening = _listen(settings.host, settings.port)
+    try:
+        service = Service(settings.bundle, settings.home, settings.threads)
+        camera = Camera(settings.camera) if settings.camera is not None else None
+        server = uvicorn.Server(
+            uvicorn.Config(
+                create_app(service, settings, camera),
+                log_level="warning",
+                access_log=False,  # addresses of the page may hold names of pills
+                server_header=False,
+                timeout_keep_alive=IDLE_S,
+                ws_max_size=MAX_FRAME_BYTES,
+                timeout_graceful_shutdown=5,
+            )
+        )
+        shown = f"[{settings.host}]" if ":" in settings.host else settings.host
+        log.info("the page is at http://%s:%d (Ctrl-C ends)", shown, listening.getsockname()[1])
+        server.run(sockets=[listening])
+    finally:
+        listening.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(128)  # who asks before the service is ready waits a moment
+    except OSError as error:
+        raise StageFailed(
+            f"address {host}:{port}",
+            found=error.strerror or str(error),
+            expected="an address of this machine whose port is free",
+            remedy="Name another --port or --host.",
+        ) from error
+    return listening

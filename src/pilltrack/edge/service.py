@@ -1,0 +1,226 @@
+"""What the device does, apart from how it is asked: the open bundle, its home, and their use.
+
+    look        frame -> pills
+    check       frame and expected list -> what is missing, extra, unknown; put on record
+    enrol       photos -> a pill that is searchable from now on, or what is wrong with the photos
+    forget      a pill this device enrolled
+
+One service owns one open bundle. Its methods may be called from any thread; enrolling and
+forgetting take turns. What `enrol` has returned for is on the disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pilltrack.core.enrol import lone_pill
+from pilltrack.core.identify import (
+    IdentifiedPill,
+    Identifier,
+    identify_crops,
+    open_identifier,
+)
+from pilltrack.core.local import Kept, LocalReferences, is_store
+from pilltrack.core.locate import crop
+from pilltrack.edge.audit import DATABASE_FILE, AuditLog, Entry
+from pilltrack.edge.check import Check, check
+from pilltrack.edge.prescription import Expected, read_expected
+from pilltrack.edge.record import decision_record, gallery_digest
+
+log = logging.getLogger(__name__)
+
+Frame = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen in a frame, and how long its steps took; `crops[i]` shows `pills[i]`."""
+
+    pills: list[IdentifiedPill]
+    crops: list[Frame]
+    locate_ms: float
+    identify_ms: float
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A checked tray: its number on record, what was seen, and what is to be said."""
+
+    number: int
+    look: Look
+    check: Check
+
+
+@dataclass(frozen=True)
+class EnrolledPill:
+    """One pill of the gallery: `local` counts the references that this device enrolled."""
+
+    pill: str
+    references: int
+    local: int
+    metadata: dict[str, str]
+
+
+class Service:
+    """The open bundle and home of a device. Use `close` when done."""
+
+    def __init__(self, bundle: Path, home: Path, threads: int = 2) -> None:
+        """Open both; errors as `open_identifier`."""
+        self.bundle, self.home = bundle, home
+        self.started_s = time.monotonic()
+        self._identifier = open_identifier(bundle, threads, home)
+        self._writing = threading.Lock()
+        self._digest = ""  # of the gallery, while nothing is enrolled or forgotten
+
+    @property
+    def identifier(self) -> Identifier:
+        """The open bundle."""
+        return self._identifier
+
+    def look(self, frame: Frame, *, is_crop: bool = False, n_candidates: int = 5) -> Look:
+        """Find and identify the pills in an RGB frame (H, W, 3) uint8.
+
+        `is_crop`: the frame is nothing but one pill.
+        """
+        identifier = self._identifier
+        start_s = time.perf_counter()
+        if is_crop:
+            pills = identifier.identify_crop(frame, n_candidates)
+            return Look(pills, [frame], 0.0, _ms_since(start_s))
+        found = identifier.locator.locate(frame)
+        located_s = time.perf_counter()
+        crops = [crop(frame, pill) for pill in found]
+        decisions = identify_crops(
+            crops, identifier.embedder, identifier.gallery, identifier.calibration, n_candidates,
+        )  # fmt: skip
+        pills = [
+            IdentifiedPill(pill.box, pill.confidence, decision)
+            for pill, decision in zip(found, decisions, strict=True)
+        ]
+        return Look(pills, crops, 1000 * (located_s - start_s), _ms_since(located_s))
+
+    def check(self, frame: Frame, expected: Sequence[Expected], time: datetime) -> Checked:
+        """Check a tray against an expected list and put the decision on record.
+
+        `time` is in UTC.
+        """
+        with self._writing:  # what is searched must be what the record names
+            look = self.look(frame)
+            manifest = self._identifier.manifest
+            result = check(expected, look.pills, manifest.pills)
+            record = decision_record(
+                time=time,
+                manifest=manifest,
+                gallery=self._gallery_digest(),
+                pills=look.pills,
+                crops=look.crops,
+                expected=expected,
+                checked=result,
+            )
+            with AuditLog(self.home) as audit:
+                return Checked(audit.append(record, look.crops), look, result)
+
+    def expected(self, data: bytes, name: str) -> list[Expected]:
+        """Read an expected list of any form; InputRejected as `read_expected`."""
+        return read_expected(data, name=name, pills={p.pill: p.metadata for p in self.pills()})
+
+    def act(self, decision: int, action: str, note: str, time: datetime) -> int:
+        """Put on record what an operator did about a decision; errors as `add_action`."""
+        with AuditLog(self.home, create=False) as audit:
+            return audit.add_action(decision, action, note, time=time)
+
+    def history(self, limit: int, before: int | None = None) -> list[Entry]:
+        """The newest decisions on record, or those before a number."""
+        if not (self.home / DATABASE_FILE).exists():
+            return []
+        with AuditLog(self.home, create=False) as audit:
+            return audit.records(limit, before)
+
+    def recorded_crop(self, digest: str) -> Frame:
+        """A crop of a decision on record; errors as `AuditLog.crop`."""
+        with AuditLog(self.home, create=False) as audit:
+            return audit.crop(digest)
+
+    def enrol(
+        self, pill: str, photos: Sequence[tuple[str, Frame]], side: str = "", *, crops: bool = False
+    ) -> tuple[int, int]:
+        """Enrol photos (name, frame) of one pill: all or none; how many it has, how many are new.
+
+        `crops`: the photos are nothing but the pill. Raises ImageRejected for a photo that shows
+        no pill or several, and as `LocalReferences.add`.
+        """
+        identifier = self._identifier
+        if not crops:
+            photos = [(name, lone_pill(identifier.locator, name, photo)) for name, photo in photos]
+        with self._writing, LocalReferences(self.home) as local:
+            n_new = local.add(pill, photos, side)
+            references, embeddings = local.embedded(identifier.embedder, pill)
+            identifier.gallery.remove(pill)
+            identifier.gallery.enrol(references, embeddings)
+            self._digest = ""
+        log.info("enrolled %d photos of %r, %d are new", len(photos), pill, n_new)
+        return len(references), n_new
+
+    def forget(self, pill: str) -> int:
+        """Forget what this device enrolled of a pill and delete its photos; how many there were."""
+        with self._writing:
+            n_removed = 0
+            if is_store(self.home):
+                with LocalReferences(self.home) as local:
+                    n_removed = local.remove(pill)
+            self._identifier.gallery.remove(pill)
+            self._digest = ""
+        if n_removed:
+            log.info("forgot %r, %d photos", pill, n_removed)
+        return n_removed
+
+    def pills(self) -> list[EnrolledPill]:
+        """All enrolled pills in order of name."""
+        gallery, known = self._identifier.gallery, self._identifier.manifest.pills
+        n_all: dict[str, int] = {}
+        n_local: dict[str, int] = {}
+        for part, counts in ((gallery.bundled, n_all), (gallery.local, n_local)):
+            for reference in part.references():
+                counts[reference.pill] = counts.get(reference.pill, 0) + 1
+        return [
+            EnrolledPill(
+                pill,
+                n_all.get(pill, 0) + n_local.get(pill, 0),
+                n_local.get(pill, 0),
+                dict(known.get(pill, {})),
+            )
+            for pill in sorted({*n_all, *n_local})
+        ]
+
+    def kept(self, pill: str | None = None) -> list[Kept]:
+        """The references that this device keeps photos of, of one pill or of all."""
+        if not is_store(self.home):
+            return []
+        with LocalReferences(self.home) as local:
+            return local.kept(pill)
+
+    def photo(self, digest: str) -> Frame:
+        """A photo this device keeps; InputRejected when there is none of that digest."""
+        with LocalReferences(self.home) as local:
+            return local.photo(digest)
+
+    def close(self) -> None:
+        """Release the bundle. Harmless when repeated."""
+        self._identifier.close()
+
+    def _gallery_digest(self) -> str:
+        self._digest = self._digest or gallery_digest(self._identifier.gallery)
+        return self._digest
+
+
+def _ms_since(start_s: float) -> float:
+    return 1000 * (time.perf_counter() - start_s)

@@ -1,0 +1,22 @@
+// Small helpers around the document: text is always set as text, never as markup.
+export function element(name, properties = {}, ...children) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(properties)) {
+    if (key === "class") made.className = value;
+    else if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
+    else if (key in made && key !== "list") made[key] = value;
+    else made.setAttribute(key, value);
+  }
+  made.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  return made;
+}
+
+export function announce(words) {
+  document.querySelector("#announcer").textContent = words;
+}
+
+export function notice(kind, title, ...lines) {
+  return element("div", { class: `notice ${kind}`, role: kind === "bad" ? "alert" : "status" },
+    element("p", {}, element("strong", {}, title)),
+    lines.filter(Boolean).map((line) => element("p", {}, line)));
+}
