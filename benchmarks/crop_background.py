@@ -12,6 +12,7 @@ printed. Needs the training install.
 from __future__ import annotations
 
 import argparse
+import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable
@@ -33,8 +34,8 @@ Crop = Callable[[Frame, Found], Frame]
 CROPS: dict[str, Crop | None] = {
     "labels, background kept": None,
     "locator, background kept": crop,
-    "locator, black background": lambda frame, pill: crop(frame, pill, background=(0, 0, 0)),
-    "locator, grey background": lambda frame, pill: crop(frame, pill, background=(128,) * 3),
+    "locator, black background": lambda frame, pill: crop(painted(frame, pill, 0), pill),
+    "locator, grey background": lambda frame, pill: crop(painted(frame, pill, 128), pill),
 }
 
 
@@ -68,6 +69,15 @@ def main() -> None:
     for kind, draws in found.items():
         cells = " | ".join(f"{mean(draw[key] for draw in draws):.3f}" for key in names)
         print(f"| {kind} | {cells} |")
+
+
+def painted(frame: Frame, pill: Found, grey: int) -> Frame:
+    """A frame in which everything but one pill is of one grey."""
+    x, y, width, height = pill.box
+    empty = np.full_like(frame, grey)
+    part = (slice(y, y + height), slice(x, x + width))
+    empty[part][pill.mask] = frame[part][pill.mask]
+    return empty
 
 
 def value_of(value: object) -> float:
@@ -108,6 +118,9 @@ def rewrite(
         target.parent.mkdir(parents=True, exist_ok=True)
         picture = read_image(file) if cut is None else cut(*finds[file.name])
         cv2.imwrite(str(target), picture[:, :, ::-1])
+    for pill in (to / "probes").iterdir():
+        if not (to / "gallery" / pill.name).is_dir():
+            shutil.rmtree(pill)  # none of its references was found
     return len(kept), len(files)
 
 

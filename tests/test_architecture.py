@@ -60,8 +60,8 @@ def test_core_and_edge_load_nothing_of_the_training_machine() -> None:
     assert loaded_by(names, TRAINING_ONLY) == []
 
 
-def test_examples_in_the_docstrings_of_core_run() -> None:
-    names = [m.name for m in modules(SOURCE) if m.room == "core"]
+def test_examples_in_the_docstrings_of_core_and_edge_run() -> None:
+    names = [m.name for m in modules(SOURCE) if m.room in ("core", "edge")]
     results = {name: doctest.testmod(importlib.import_module(name)) for name in names}
     assert {name for name, result in results.items() if result.failed} == set()
     assert results["pilltrack.core.metrics"].attempted >= 8

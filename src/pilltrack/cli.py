@@ -588,7 +588,10 @@ def _audit_verify(arguments: argparse.Namespace) -> int:
 
     head = parse_head(arguments.head) if arguments.head else None
     with AuditLog(_home(arguments), create=False) as log:
-        print(f"every row is as it was written; head {log.verify(head)}")
+        now = log.verify(head)
+        print(f"{now.id} rows, none changed; head {now}")
+    if head is None:
+        _say("keep this head elsewhere: without it nobody can see that the end was cut off")
     return 0
 
 
@@ -613,8 +616,8 @@ def _audit_replay(arguments: argparse.Namespace) -> int:
     for difference in again.differences:
         print(difference)
     if again.equal:
-        print(f"decision {arguments.number}: the same again")
-    return 0 if again.equal else 3
+        print(f"decision {arguments.number}: the same again ({len(again.decisions)} pills)")
+    return 0 if again.equal else 1
 
 
 def _add_serve(commands: Any) -> None:

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pilltrack.core.errors import BundleRejected
-from pilltrack.core.locate import MAX_PILLS, N_MAPS, STRIDE, Found, Locator, crop, find_pills
+from pilltrack.core.locate import (
+    MAX_CROP_PX,
+    MAX_PILLS,
+    N_MAPS,
+    STRIDE,
+    Found,
+    Locator,
+    crop,
+    find_pills,
+)
 
 CELLS = 40
 SIDE = CELLS * STRIDE
@@ -113,20 +122,16 @@ def test_a_crop_beyond_the_border_repeats_the_outermost_pixels() -> None:
     assert (square[:, 0] == (9, 8, 7)).all()
 
 
-def test_a_crop_with_a_background_shows_the_pill_alone() -> None:
-    frame = np.full((50, 50, 3), 200, np.uint8)
-    mask = np.zeros((10, 20), bool)
-    mask[2:8, 1:19] = True
-    square = crop(frame, Found((20, 20, 20, 10), mask, 1.0), background=(0, 0, 0))
-    assert np.count_nonzero(square[..., 0]) == np.count_nonzero(mask)
-    assert (frame == 200).all()
+def test_a_pill_as_large_as_a_photo_gives_a_crop_of_bounded_size() -> None:
+    frame = np.full((1500, 2000, 3), 200, np.uint8)
+    found = Found((0, 0, 2000, 1500), np.ones((1500, 2000), bool), 1.0)
+    assert crop(frame, found).shape == (MAX_CROP_PX, MAX_CROP_PX, 3)
 
 
-@pytest.mark.parametrize("pill_at", [(0, 0), (44, 0), (0, 44), (44, 44)])
-def test_a_masked_crop_in_any_corner_keeps_the_whole_mask(pill_at: tuple[int, int]) -> None:
-    frame = np.full((50, 50, 3), 200, np.uint8)
-    found = Found((*pill_at, 6, 6), np.ones((6, 6), bool), 1.0)
-    assert np.count_nonzero(crop(frame, found, background=(0, 0, 0))[..., 0]) == 36
+@pytest.mark.parametrize("turn_degrees", [0, 20, 45, 110])
+def test_the_length_of_a_pill_is_that_of_its_mask_however_it_is_turned(turn_degrees: int) -> None:
+    _, found = capsule_frame(turn_degrees)
+    assert found.length_px == pytest.approx(80, abs=2.5)
 
 
 def test_an_embedder_is_no_locator() -> None:

@@ -32,6 +32,7 @@ from PIL import Image
 from pilltrack.core.embedder import Embedder
 from pilltrack.core.enrol import embed_references
 from pilltrack.core.errors import ImageRejected, InputRejected, StageFailed
+from pilltrack.core.files import sync_directory, write_durably
 from pilltrack.core.gallery import MAX_NAME_LENGTH, UNIT_TOLERANCE, Reference
 from pilltrack.core.image import MAX_BYTES, decode_image, read_image
 
@@ -131,7 +132,7 @@ class LocalReferences:
             for crop, (image, _) in crops.items():
                 self._require_free(crop, image, pill)
             for crop, (image, png) in crops.items():
-                _write_durably(self._crop_file(crop), png)
+                write_durably(self._crop_file(crop), png)
                 self._connection.execute(
                     "INSERT INTO reference (pill, side, image, crop) VALUES (?, ?, ?, ?)"
                     " ON CONFLICT (crop) DO UPDATE SET side = excluded.side"
@@ -143,7 +144,7 @@ class LocalReferences:
                 found = f"{n_after} references with the new ones"
                 expected, remedy = f"at most {MAX_REFERENCES}", "Remove pills, or build a bundle."
                 raise _refused(str(self._database), found, expected, remedy)
-            _sync_directory(self._crops)
+            sync_directory(self._crops)
         return n_after - n_before
 
     def pills(self) -> dict[str, int]:
@@ -256,7 +257,7 @@ class LocalReferences:
             for statement in SCHEMA:
                 self._connection.execute(statement)
         for directory in (self._database.parent, self._database.parent.absolute().parent):
-            _sync_directory(directory)
+            sync_directory(directory)
 
     def _version(self) -> int:
         [(version,)] = self._rows("PRAGMA user_version")
@@ -378,28 +379,6 @@ def _as_png(image: str, photo: NDArray[np.uint8]) -> bytes:
         )
     decode_image(png, name=image)  # whatever would refuse it later refuses it now
     return png
-
-
-def _write_durably(file: Path, data: bytes) -> None:
-    """Write and rename; whoever calls it must sync the directory."""
-    part = file.with_name(f"{file.name}.part")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-    try:
-        with os.fdopen(os.open(part, flags, 0o600), "wb") as opened:
-            opened.write(data)
-            opened.flush()
-            os.fsync(opened.fileno())
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _refused(subject: str, found: str, expected: str, remedy: str) -> InputRejected:

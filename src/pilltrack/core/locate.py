@@ -154,15 +154,13 @@ def in_reading_order(found: Sequence[Found]) -> list[Found]:
     return [pill for row in rows for pill in sorted(row, key=lambda pill: pill.box)]
 
 
-def crop(
-    frame: NDArray[np.uint8], found: Found, *, background: tuple[int, int, int] | None = None
-) -> NDArray[np.uint8]:
+def crop(frame: NDArray[np.uint8], found: Found) -> NDArray[np.uint8]:
     """Cut a found pill out of its frame (H, W, 3): a square (L, L, 3) uint8 around its middle.
 
     L is at most MAX_CROP_PX. The square is upright as the frame is; the pill's length takes
-    PILL_SHARE of its side, so a pill is as large in its crop however it is turned. Beyond the
-    frame's border its outermost pixels are repeated. With `background` an RGB colour replaces all
-    that is not the pill.
+    PILL_SHARE of its side, so a pill is as large in its crop however it is turned. Its surroundings
+    stay: painted over they cost a tenth of the pills (docs/results/locate.md). Beyond the frame's
+    border its outermost pixels are repeated.
     """
     x, y, width, height = found.box
     side = max(1, round(found.length_px / PILL_SHARE))
@@ -171,12 +169,6 @@ def crop(
     above, before = max(0, -top), max(0, -left)
     below, after = side - above - inside.shape[0], side - before - inside.shape[1]
     square = cv2.copyMakeBorder(inside, above, below, before, after, cv2.BORDER_REPLICATE)
-    if background is not None:
-        move = np.array([[1, 0, x - left], [0, 1, y - top]], np.float32)
-        pill = cv2.warpAffine(
-            found.mask.astype(np.uint8), move, (side, side), flags=cv2.INTER_NEAREST
-        )
-        square[pill == 0] = background
     return to_model_input(np.asarray(square, np.uint8), min(side, MAX_CROP_PX))
 
 

@@ -38,6 +38,7 @@ from PIL import Image
 from pydantic import ValidationError, model_validator
 
 from pilltrack.core.errors import InputRejected, StageFailed
+from pilltrack.core.files import sync_directory, write_durably
 from pilltrack.core.local import digest_of
 from pilltrack.edge.record import (
     MAX_ACTION_LENGTH,
@@ -142,9 +143,9 @@ class AuditLog:
         pngs = {digest: _as_png(crop) for digest, crop in zip(digests, crops, strict=True)}
         with self._transaction():
             for digest, png in pngs.items():
-                _write_durably(self._crop_file(digest), png)
+                write_durably(self._crop_file(digest), png)
             if pngs:
-                _sync_directory(self._crops)
+                sync_directory(self._crops)
             return self._add({"decision": record.model_dump(mode="json")})
 
     def add_action(self, decision: int, action: str, note: str = "", *, time: datetime) -> int:
@@ -268,7 +269,7 @@ class AuditLog:
             for statement in SCHEMA:
                 self._connection.execute(statement)
         for directory in (self._database.parent, self._database.parent.absolute().parent):
-            _sync_directory(directory)
+            sync_directory(directory)
 
     def _version(self) -> int:
         [(version,)] = self._rows("PRAGMA user_version")
@@ -404,28 +405,6 @@ def _as_png(crop: NDArray[np.uint8]) -> bytes:
     # The default level takes four times as long.
     Image.fromarray(crop).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
-
-
-def _write_durably(file: Path, data: bytes) -> None:
-    """Write and rename; whoever calls it must sync the directory."""
-    part = file.with_name(f"{file.name}.part")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-    try:
-        with os.fdopen(os.open(part, flags, 0o600), "wb") as opened:
-            opened.write(data)
-            opened.flush()
-            os.fsync(opened.fileno())
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _refused(subject: str, found: str, expected: str, remedy: str) -> InputRejected:
