@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from pilltrack.core.background import Background
 from pilltrack.core.device_gallery import DeviceGallery
@@ -33,7 +34,8 @@ def test_forgetting_leaves_what_the_bundle_brought() -> None:
         assert device.pills() == ["a"]
         assert len(device) == 1
         [[found]] = device.search(unit([1, 0, 0, 0]), 5)
-    assert (found.pill, found.score) == ("a", pytest.approx(1))
+    assert found.pill == "a"
+    assert found.score == pytest.approx(1)
 
 
 def test_both_are_held_against_the_bundles_background() -> None:
@@ -74,6 +76,9 @@ def gallery_of(pills: dict[str, list[float]]) -> DeviceGallery:
     return DeviceGallery(gallery)
 
 
-def unit(*rows: object) -> np.ndarray:
+def unit(*rows: object) -> NDArray[np.float32]:
     values = np.array(rows, np.float64)
-    return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+    rows_of_one: NDArray[np.float32] = (
+        values / np.linalg.norm(values, axis=1, keepdims=True)
+    ).astype(np.float32)
+    return rows_of_one
