@@ -1,9 +1,9 @@
 """How many good photos enrolment would refuse, how many bad ones it catches, what those would cost.
 
-    python benchmarks/enrolment_quality.py [--pills N] [--bundle DIR]
+    python benchmarks/enrolment_quality.py [--pills N] [--bundle DIR] [--cost]
     PILLTRACK_REAL_DATA=<folder of phone_pills.zip> python benchmarks/enrolment_quality.py
 
-Prints two Markdown tables. Good photos are rendered pills through the renderer's camera, its own
+Prints a Markdown table, with --cost two. Good photos are rendered pills through the renderer's camera, its own
 blur, noise, light and JPEG included; bad ones are made of them. Pills are found as by a locator
 without error on its grid of cells, or with --bundle by that bundle's. With the variable set,
 phone photos are judged too; their masks are made by GrabCut from their boxes. Embeddings,
@@ -36,7 +36,7 @@ from pilltrack.core.gallery import Gallery, Reference, read_background
 from pilltrack.core.identify import STARTER_BUNDLE, open_locator
 from pilltrack.core.image import read_image
 from pilltrack.core.locate import Found, crop, find_pills
-from pilltrack.core.quality import Fault, collision, photo_faults, set_faults
+from pilltrack.core.quality import Fault, collision, measure, photo_faults, set_faults
 from pilltrack.pipeline import render
 from pilltrack.pipeline.invented import InventedPill, invent_pills
 from pilltrack.pipeline.locator_net import targets_of
@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--pills", type=int, default=80, help="how many to render (80)")
     parser.add_argument("--seed", type=int, default=4242, help="of pills and photos (4242)")
     parser.add_argument("--bundle", type=Path, metavar="DIR", help="take its locator")
+    parser.add_argument("--cost", action="store_true", help="what spoilt references cost, too")
     arguments = parser.parse_args()
     finder = perfect_finder
     if arguments.bundle:
@@ -97,8 +98,8 @@ def main() -> None:
         *collision_rows(pills, embedder),
     ]
     print(as_table(rows))
-    print()
-    print(cost_table(pills, embedder, arguments.seed))
+    if arguments.cost:
+        print(f"\n{cost_table(pills, embedder, arguments.seed)}")
 
 
 def rendered(n_pills: int, seed: int) -> Iterator[Shots]:
@@ -175,7 +176,7 @@ def bad_rows(pills: Sequence[Shots], finder: Finder, size_px: int, seed: int) ->
     for share in (0.02, 0.03, 0.04, 0.08):
         found = each(lambda one: _shaken(one, share, rng))  # noqa: B023
         yield f"shaken by {share:.0%}", "blurred", found
-    for gain in (0.35, 0.25, 0.12):
+    for gain in (0.5, 0.35, 0.25, 0.12):
         found = each(lambda one: _relit(one, gain, rng))  # noqa: B023
         yield f"{gain:.0%} of the light", "too dark", found
     for gain in (1.8, 2.5, 4.0):
@@ -308,37 +309,42 @@ def cost_table(pills: Sequence[Shots], embedder: Embedder, seed: int) -> str:
     probes = embedder.embed([_crop(one) for _, one, _ in shots])
     scores = probes @ _references(embedder, [one for one, _, _ in shots]).T
     own = np.arange(len(shots))
+    good = scores.argmax(axis=1) == own
+    lines = ["| reference | n | recall@1 | of good references |", "|---|---:|---:|---:|"]
 
-    def recall(of_own: NDArray[np.float32]) -> float:
+    def hits(references: Sequence[Shot]) -> NDArray[np.bool_]:
         spoilt = scores.copy()
-        spoilt[own, own] = of_own
-        return float((spoilt.argmax(axis=1) == own).mean())
+        spoilt[own, own] = (probes * _references(embedder, references)).sum(axis=1)
+        found: NDArray[np.bool_] = spoilt.argmax(axis=1) == own
+        return found
 
-    spoils: list[tuple[str, Callable[[Shot], Shot]]] = [
-        *((f"out of focus by {share:.0%}", _spoiler(_defocused, share, rng))
-          for share in (0.01, 0.02, 0.03, 0.04)),
-        *((f"shaken by {share:.0%}", _spoiler(_shaken, share, rng))
-          for share in (0.01, 0.02, 0.03, 0.04)),
-        *((f"glare over {share:.0%}", _spoiler(_with_glare, share, rng))
-          for share in (0.05, 0.1, 0.2)),
-        *((f"{gain:.0%} of the light", _spoiler(_relit, gain, rng))
-          for gain in (0.5, 0.35, 0.25, 1.4, 1.8, 2.5)),
-        *((f"pill {px} px long", lambda one, px=px: _shrunk(one, px, rng))
-          for px in (80, 64, 48, 36, 24)),
-    ]  # fmt: skip
-    lines = ["| reference | recall@1 |", "|---|---:|", f"| good | {recall(scores[own, own]):.1%} |"]
-    for what, spoil in spoils:
-        references = _references(embedder, [spoil(one) for one, _, _ in shots])
-        lines.append(f"| {what} | {recall((probes * references).sum(axis=1)):.1%} |")
+    for what, spoil, levels in (
+        ("out of focus by {:.0%}", _defocused, (0.01, 0.02, 0.03, 0.04)),
+        ("shaken by {:.0%}", _shaken, (0.01, 0.02, 0.03, 0.04)),
+        ("glare over {:.0%}", _with_glare, (0.05, 0.1, 0.2)),
+        ("{:.0%} of the light", _relit, (0.5, 0.35, 0.25)),
+    ):
+        for level in levels:
+            found = hits([Shot(spoil(one, level, rng), one.mask) for one, _, _ in shots])
+            lines.append(_cost(what.format(level), found, good))
+    for px in (80, 64, 48, 36, 24):
+        found = hits([_shrunk(one, px, rng) for one, _, _ in shots])
+        lines.append(_cost(f"pill {px} px long", found, good))
+    burnt, lost = [], []
+    for gain in (1.2, 1.4, 1.6, 1.8, 2.1):
+        bright = [Shot(_relit(one, gain, rng), one.mask) for one, _, _ in shots]
+        burnt.append([measure(one.pixels, _seen(one.mask)).burnt for one in bright])
+        lost.append(hits(bright))
+    for low, high in ((0.0, 0.2), (0.2, 0.4), (0.4, 0.6), (0.6, 0.75), (0.75, 0.9), (0.9, 1.01)):
+        some = (np.array(burnt) >= low) & (np.array(burnt) < high)
+        alike = np.broadcast_to(good, some.shape)[some]
+        what = f"too much light, {low:.0%} to {min(high, 1):.0%} burnt out"
+        lines.append(_cost(what, np.array(lost)[some], alike))
     return "\n".join(lines)
 
 
-def _spoiler(
-    spoil: Callable[[Shot, float, np.random.Generator], Photo],
-    level: float,
-    rng: np.random.Generator,
-) -> Callable[[Shot], Shot]:
-    return lambda one: Shot(spoil(one, level, rng), one.mask)
+def _cost(what: str, found: NDArray[np.bool_], good: NDArray[np.bool_]) -> str:
+    return f"| {what} | {len(found)} | {found.mean():.1%} | {good.mean():.1%} |"
 
 
 def _seen(mask: Mask) -> Found:

@@ -148,7 +148,7 @@ def test_soft_marbling_inside_a_sharp_outline_is_not_blur() -> None:
     photo, found = tablet(200, BLUE)
     grain = np.random.default_rng(0).standard_normal(photo.shape[:2])
     clouds = cv2.GaussianBlur(grain, (0, 0), 2 * MOST_BLUR * 200)
-    marbled = photo + (disc_of(400, 90) * clouds * 12 / clouds.std())[..., None]
+    marbled = photo + (disc_of(400, 90) * clouds * 30 / clouds.std())[..., None]
     assert judged(clipped(marbled), found) == []
 
 

@@ -44,7 +44,7 @@ from pilltrack.pipeline.table import (
     write_pills,
 )
 from tests.imports import ROOT
-from tests.tiny_bundle import MODEL
+from tests.tiny_bundle import LOCATOR, MODEL
 
 HOSTILE = '<script>alert("pill")</script>'
 COLOURS = {"blue": "#2040c0", "green": "#20a040", "red": "#c02020", "white": "#e0e0e0"}
@@ -84,8 +84,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory, params: Params) -> Path:
     """`artifacts/` of a run that passed its gate, made by hand around the golden model."""
     artifacts = tmp_path_factory.mktemp("finished") / "artifacts"
     rows = _draw_photos(artifacts / "prepare")
-    (artifacts / "convert").mkdir()
+    for stage in ("convert", "locate"):
+        (artifacts / stage).mkdir()
     shutil.copy(MODEL, artifacts / "convert" / "model.tflite")
+    shutil.copy(LOCATOR, artifacts / "locate" / "locator.tflite")
+    (artifacts / "locate" / "locator.json").write_text('{"min_confidence": 0.5}')
     embedder = open_embedder(MODEL)
     with Gallery.create(embedder.space, embedder.dim) as gallery:
         references = [row for row in rows if row.role in ("fit", "reference")]
@@ -1283,3 +1286,17 @@ def _dvc(repo: Path, *arguments: str) -> None:
     from dvc.cli import main
 
     assert main(["--cd", str(repo), *arguments]) == 0
+
+
+@pytest.mark.parametrize("card", [None, "", "{}", '{"min_confidence": 2.0}'])
+def test_a_locator_without_its_confidence_makes_no_bundle(
+    finished: Path, params: Params, tmp_path: Path, card: str | None
+) -> None:
+    artifacts = tmp_path / "artifacts"
+    shutil.copytree(finished, artifacts)
+    shutil.rmtree(artifacts / "package")
+    file = artifacts / "locate" / "locator.json"
+    file.unlink() if card is None else file.write_text(card)
+    with pytest.raises(StageFailed, match=r"locator\.json"):
+        package.main(params, artifacts)
+    assert not (artifacts / "package").exists()

@@ -36,22 +36,22 @@ FaultKind = Literal[
 
 # A cell of the locator is 4 of its 320 pixels: so far may its box end short of the border.
 BORDER_SHARE = 0.0125  # of the frame's longer side
-# A pill with half the pixels that the model looks at loses 4 of 100 new pills; with a third, 6;
-# with a quarter, 18.
+# A pill of half the length that the model looks at loses 9 of 100 new pills; of three eighths, 14;
+# of a quarter, 23.
 LEAST_LENGTH = 0.5  # of the pill's length in the model's input
-# Blur beyond a good photo's own loses 2 of 100 new pills at 1 %, 10 at 2 %, 29 at 3 %, 52 at 4 %.
+# Out of focus by 1 % loses 3 of 100 new pills, by 2 % 9, by 3 % 23, by 4 % 41; shaken is a little
+# better. A good photo's own blur is at most 1 %.
 MOST_BLUR = 0.02  # standard deviation of the blur, of the pill's length
-# Glare over 5 % of a pill loses 7 of 100 new pills, over 10 % 12, over 20 % 32. In good light
+# Glare over 5 % of a pill loses 13 of 100 new pills, over 10 % 22, over 20 % 38. In good light
 # capsules have streaks of at most 1 %.
-MOST_GLARE = 0.05  # of the pill's area
-# A quarter of a good photo's light loses 29 of 100 new pills, half of it 3. The darkest good photo,
-# of a dark pill on a dark mat, reaches 130.
-LEAST_BRIGHTNESS = 80.0  # grey level that the brightest twentieth of the close-up reaches
-# White pills in good light are burnt out in places, and their imprint can still be read: over
-# 60-75 % of a pill loses 6 of 100 new pills, over 75-90 % 26, over more 67.
+MOST_GLARE = 0.03  # of the pill's area
+# Half a good photo's light loses 10 of 100 new pills, a third 17, a quarter 34. Good photos reach
+# 110 even where a dark pill lies on a dark mat.
+LEAST_BRIGHTNESS = 100.0  # grey level that the brightest twentieth of the close-up reaches
+# White pills in good light are burnt out in places, and their imprint can still be read.
 MOST_BURNT = 0.75  # of the pill's area
-# Of three good photos of one side, the least similar one is below in 1 set of 100; with a photo of
-# another pill among them, in 99.
+# Of three good photos of one side, the least similar one is below in 3 sets of 100; with a photo of
+# another pill among them, in all.
 AGREEMENT = 0.7  # mean cosine of a photo to the others of its side
 
 _LOOK_PX = 160  # length of the pill in the close-up: more than any model looks at
@@ -241,7 +241,9 @@ def collision(
 def _exposure_faults(image: str, brightness: float, burnt: float) -> list[Fault]:
     if brightness < LEAST_BRIGHTNESS:
         seen = f"the brightest parts reach {brightness:.0f} of 255; at least {LEAST_BRIGHTNESS:.0f}"
-        return [Fault(image, "too dark", seen, "Turn on a lamp, or go to where there is light.")]
+        return [
+            Fault(image, "too dark", seen, "Turn on a lamp, or lay the pill on a lighter surface.")
+        ]
     if burnt > MOST_BURNT:
         seen = f"{burnt:.0%} is burnt out to white; at most {MOST_BURNT:.0%}"
         remedy = "Use less light, or touch the pill on the screen so that the camera adapts to it."
