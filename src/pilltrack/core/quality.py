@@ -55,6 +55,7 @@ MOST_BURNT = 0.65  # of the pill's area
 # another pill among them, in all.
 AGREEMENT = 0.7  # mean cosine of a photo to the others of its side
 
+_CLOSER = "Go closer, until the pill is about a quarter of the picture long."
 _LOOK_PX = 160  # length of the pill in the close-up, if the photo shows as much
 _NEAR_SHARE = 0.06  # of its length: how far beyond the mask the outline may lie
 _INSIDE_SHARE = 0.03  # of its length: how far inside the mask surely is the pill
@@ -117,7 +118,10 @@ def photo_faults(
             "not empty"
         )
     if not found:
-        remedy = "Lay the pill alone on a plain surface of another colour."
+        remedy = (
+            "Lay the pill alone on a plain surface of another colour, about a quarter of the "
+            "picture long."
+        )
         nothing = Fault(image, "no pill", "no pill found", remedy)
         return [nothing, *_exposure_faults(image, _brightness(photo), float(_burnt(photo).mean()))]
     if len(found) > 1:
@@ -129,7 +133,7 @@ def photo_faults(
     faults = _border_faults(image, photo, found[0])
     if measured.length_px < least_px:
         seen = f"the pill is {measured.length_px:.0f} px long; at least {least_px:.0f} px"
-        faults.append(Fault(image, "too small", seen, "Go closer with the camera."))
+        faults.append(Fault(image, "too small", seen, _CLOSER))
     elif measured.blur > MOST_BLUR and measured.brightness >= LEAST_BRIGHTNESS:
         seen = "no edge of the pill can be seen"
         if math.isfinite(measured.blur):
