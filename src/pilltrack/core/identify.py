@@ -25,7 +25,7 @@ from pilltrack.core.embedder import Embedder, open_embedder
 from pilltrack.core.errors import BundleRejected, SpaceMismatch
 from pilltrack.core.gallery import Candidate, Gallery  # noqa: F401 - Candidate: doctest
 from pilltrack.core.local import LocalReferences, is_store
-from pilltrack.core.locate import Locator, crop
+from pilltrack.core.locate import Found, Locator, crop
 
 # Comes with the package; no pill is enrolled in it.
 STARTER_BUNDLE = Path(__file__).parents[1] / "starter" / "bundle"
@@ -54,7 +54,11 @@ def identify(
     """
     found = locator.locate(frame)
     crops = [crop(frame, pill) for pill in found]
-    decisions = identify_crops(crops, embedder, gallery, calibration, n_candidates)
+    return identified(found, identify_crops(crops, embedder, gallery, calibration, n_candidates))
+
+
+def identified(found: Sequence[Found], decisions: Sequence[Decision]) -> list[IdentifiedPill]:
+    """Each find with what its crop was taken for."""
     return [
         IdentifiedPill(pill.box, pill.confidence, decision)
         for pill, decision in zip(found, decisions, strict=True)

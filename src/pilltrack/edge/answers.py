@@ -185,9 +185,13 @@ class Problem(_Answer):
     remedy: str = ""
 
 
-def pill_answers(look: Look) -> list[PillAnswer]:
-    """The pills of a look."""
-    return [_pill_answer(pill) for pill in look.pills]
+def milliseconds(look: Look, decode_ms: float) -> Milliseconds:
+    """How long a look took."""
+    return Milliseconds(
+        decode=round(decode_ms, 2),
+        locate=round(look.locate_ms, 2),
+        identify=round(look.identify_ms, 2),
+    )
 
 
 def tracked_answer(pill: TrackedPill) -> TrackedAnswer:
@@ -205,12 +209,9 @@ def tracked_answer(pill: TrackedPill) -> TrackedAnswer:
 
 def look_answer(look: Look, width: int, height: int, decode_ms: float) -> LookAnswer:
     """A photo that was looked at."""
-    ms = Milliseconds(
-        decode=round(decode_ms, 2),
-        locate=round(look.locate_ms, 2),
-        identify=round(look.identify_ms, 2),
-    )
-    return LookAnswer(width=width, height=height, ms=ms, pills=pill_answers(look))
+    ms = milliseconds(look, decode_ms)
+    pills = [_pill_answer(pill) for pill in look.pills]
+    return LookAnswer(width=width, height=height, ms=ms, pills=pills)
 
 
 def recorded_answer(entry: Entry, address: str) -> RecordedAnswer:

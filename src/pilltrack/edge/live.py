@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pilltrack.core.errors import ImageRejected
 from pilltrack.core.image import decode_image
-from pilltrack.edge.answers import LiveAnswer, Milliseconds, tracked_answer
+from pilltrack.edge.answers import LiveAnswer, milliseconds, tracked_answer
 from pilltrack.edge.camera import Camera
 from pilltrack.edge.service import Look, Service
 from pilltrack.edge.tracking import Tracker
@@ -98,10 +98,9 @@ async def from_device(socket: WebSocket, service: Service, camera: Camera, seen:
 
 
 async def _until_left(socket: WebSocket) -> None:
-    receive: Callable[[], Awaitable[object]] = socket.receive_bytes
     try:
         while True:
-            await receive()
+            await socket.receive_bytes()
     except (WebSocketDisconnect, KeyError, RuntimeError):
         return
 
@@ -114,11 +113,7 @@ def _answer(
         dropped=dropped,
         width=frame.shape[1],
         height=frame.shape[0],
-        ms=Milliseconds(
-            decode=round(decode_ms, 2),
-            locate=round(look.locate_ms, 2),
-            identify=round(look.identify_ms, 2),
-        ),
+        ms=milliseconds(look, decode_ms),
         pills=[tracked_answer(pill) for pill in tracker.update(look.pills)],
     )
 

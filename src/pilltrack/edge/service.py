@@ -26,6 +26,7 @@ from pilltrack.core.enrol import lone_pill
 from pilltrack.core.identify import (
     IdentifiedPill,
     Identifier,
+    identified,
     identify_crops,
     open_identifier,
 )
@@ -102,10 +103,7 @@ class Service:
         decisions = identify_crops(
             crops, identifier.embedder, identifier.gallery, identifier.calibration, n_candidates,
         )  # fmt: skip
-        pills = [
-            IdentifiedPill(pill.box, pill.confidence, decision)
-            for pill, decision in zip(found, decisions, strict=True)
-        ]
+        pills = identified(found, decisions)
         return Look(pills, crops, 1000 * (located_s - start_s), _ms_since(located_s))
 
     def check(self, frame: Frame, expected: Sequence[Expected], time: datetime) -> Checked:
