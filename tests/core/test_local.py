@@ -401,7 +401,7 @@ def test_process_that_holds_the_lock_for_long_is_named(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local_module, "BUSY_TIMEOUT_S", 0.1)
-    with LocalReferences(home) as one, LocalReferences(home) as other, one._transaction():
+    with LocalReferences(home) as one, LocalReferences(home) as other, one._data.transaction():
         with pytest.raises(StageFailed, match=r"locked.*Try again"):
             other.add("red", [("r.png", RED)])
         assert other.pills() == {}  # reading does not wait

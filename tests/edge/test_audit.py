@@ -386,8 +386,8 @@ def test_row_and_crops_are_flushed_to_the_disk_before_they_are_acknowledged(
         monkeypatch.setattr(os, "fsync", fsync)
         log.append(record(noise(1), noise(2)), [noise(1), noise(2)])
         assert flushed == ["file", "file", "directory"]
-        assert log._rows("PRAGMA synchronous") == [(2,)]  # FULL
-        assert log._rows("PRAGMA journal_mode") == [("wal",)]
+        assert log._data.rows("PRAGMA synchronous") == [(2,)]  # FULL
+        assert log._data.rows("PRAGMA journal_mode") == [("wal",)]
 
 
 def test_nothing_acknowledged_is_lost_when_the_writer_is_killed(home: Path) -> None:
@@ -431,7 +431,7 @@ def test_process_that_holds_the_lock_for_long_is_named(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audit, "BUSY_TIMEOUT_S", 0.1)
-    with AuditLog(home) as one, AuditLog(home) as other, one._transaction():
+    with AuditLog(home) as one, AuditLog(home) as other, one._data.transaction():
         with pytest.raises(StageFailed, match=r"locked.*Try again"):
             other.append(record(), [])
         assert other.verify().id == 0  # reading does not wait

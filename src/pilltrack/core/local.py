@@ -15,20 +15,18 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-import sqlite3
 import unicodedata
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pilltrack.core.database import Database
 from pilltrack.core.embedder import Embedder
 from pilltrack.core.enrol import embed_references
 from pilltrack.core.errors import ImageRejected, InputRejected, StageFailed
@@ -97,13 +95,16 @@ class LocalReferences:
         self._crops = home / CROPS_DIRECTORY
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._crops.mkdir(mode=0o700, exist_ok=True)
-        # SQLite would make it readable for all; its other files take over this one's mode.
-        os.close(os.open(self._database, os.O_RDWR | os.O_CREAT, 0o600))
-        self._connection = sqlite3.connect(
-            self._database, timeout=BUSY_TIMEOUT_S, isolation_level=None
+        self._data = Database(
+            self._database,
+            schema=SCHEMA,
+            version=SCHEMA_VERSION,
+            timeout_s=BUSY_TIMEOUT_S,
+            damaged=_damaged,
+            orphaned=lambda: f"{self._crops} holds photos" if any(self._photo_files()) else "",
         )
         try:
-            self._set_up()
+            self._data.require_integrity()
         except BaseException:
             self.close()
             raise
@@ -127,13 +128,13 @@ class LocalReferences:
         for image, photo in photos:
             _check_name("name of the photo", image, MAX_NAME_LENGTH)
             crops[digest_of(photo)] = image, _as_png(image, photo)
-        with self._transaction():
+        with self._data.transaction():
             n_before = self._count()
             for crop, (image, _) in crops.items():
                 self._require_free(crop, image, pill)
             for crop, (image, png) in crops.items():
                 write_durably(self._crop_file(crop), png)
-                self._connection.execute(
+                self._data.connection.execute(
                     "INSERT INTO reference (pill, side, image, crop) VALUES (?, ?, ?, ?)"
                     " ON CONFLICT (crop) DO UPDATE SET side = excluded.side"
                     " WHERE excluded.side != ''",
@@ -149,11 +150,13 @@ class LocalReferences:
 
     def pills(self) -> dict[str, int]:
         """Map each pill to how many references it has, in order of name."""
-        return dict(self._rows("SELECT pill, count(*) FROM reference GROUP BY pill ORDER BY pill"))
+        return dict(
+            self._data.rows("SELECT pill, count(*) FROM reference GROUP BY pill ORDER BY pill")
+        )
 
     def kept(self, pill: str | None = None) -> list[Kept]:
         """List the references in order of adding, of one pill or of all."""
-        rows = self._rows(
+        rows = self._data.rows(
             "SELECT pill, side, image, crop, added_at FROM reference"
             " WHERE ?1 IS NULL OR pill = ?1 ORDER BY id",
             (pill,),
@@ -165,7 +168,9 @@ class LocalReferences:
 
         Raises InputRejected when there is none, StageFailed when its file is missing or changed.
         """
-        for pill, image in self._rows("SELECT pill, image FROM reference WHERE crop = ?", (crop,)):
+        for pill, image in self._data.rows(
+            "SELECT pill, image FROM reference WHERE crop = ?", (crop,)
+        ):
             return self._read_crop(crop, pill, image)
         raise _refused(
             "photo", crop, "a photo of an enrolled pill", "See `pilltrack gallery list`."
@@ -177,10 +182,12 @@ class LocalReferences:
         Raises InputRejected for a name that no pill can have.
         """
         _check_name("name of the pill", pill, MAX_PILL_LENGTH)
-        with self._transaction():
-            cursor = self._connection.execute("DELETE FROM reference WHERE pill = ?", (pill,))
-        with self._transaction():  # files only now: a crash must not leave rows without photos
-            kept = {self._crop_file(crop) for (crop,) in self._rows("SELECT crop FROM reference")}
+        with self._data.transaction():
+            cursor = self._data.connection.execute("DELETE FROM reference WHERE pill = ?", (pill,))
+        with self._data.transaction():  # files only now: a crash must not leave rows without photos
+            kept = {
+                self._crop_file(crop) for (crop,) in self._data.rows("SELECT crop FROM reference")
+            }
             for file in set(self._photo_files()) - kept:
                 file.unlink()
         return cursor.rowcount
@@ -196,14 +203,14 @@ class LocalReferences:
         Raises StageFailed for a photo whose file is missing or changed, or that the model turns
         into zeros.
         """
-        missing = self._rows(
+        missing = self._data.rows(
             "SELECT crop, pill, image FROM reference WHERE (?2 IS NULL OR pill = ?2)"
             " AND crop NOT IN (SELECT crop FROM embedding WHERE space = ?1) ORDER BY id",
             (embedder.space, pill),
         )
         for start in range(0, len(missing), EMBED_BATCH):
             self._embed(missing[start : start + EMBED_BATCH], embedder)
-        rows = self._rows(
+        rows = self._data.rows(
             "SELECT pill, side, image, embedding FROM reference JOIN embedding USING (crop)"
             " WHERE space = ?1 AND (?2 IS NULL OR pill = ?2) ORDER BY id",
             (embedder.space, pill),
@@ -219,7 +226,7 @@ class LocalReferences:
 
     def close(self) -> None:
         """Release the database. Harmless when repeated."""
-        self._connection.close()
+        self._data.close()
 
     def __enter__(self) -> Self:
         return self
@@ -232,43 +239,12 @@ class LocalReferences:
     ) -> None:
         self.close()
 
-    def _set_up(self) -> None:
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-            self._rows(f"PRAGMA {pragma}")
-        if self._version() == 0:
-            self._create()
-        if self._version() != SCHEMA_VERSION:
-            raise StageFailed(
-                str(self._database),
-                found=f"schema version {self._version()}",
-                expected=f"schema version {SCHEMA_VERSION}",
-                remedy="Update PillTrack, or name another home.",
-            )
-        [(verdict,), *_] = self._rows("PRAGMA integrity_check(1)")
-        if verdict != "ok":
-            raise _damaged(self._database, " ".join(verdict.split()))
-
-    def _create(self) -> None:
-        with self._transaction():
-            if self._rows("SELECT 1 FROM sqlite_master"):
-                return  # another process was faster, or the file is none of ours
-            if any(self._photo_files()):
-                raise _damaged(self._database, f"empty, though {self._crops} holds photos")
-            for statement in SCHEMA:
-                self._connection.execute(statement)
-        for directory in (self._database.parent, self._database.parent.absolute().parent):
-            sync_directory(directory)
-
-    def _version(self) -> int:
-        [(version,)] = self._rows("PRAGMA user_version")
-        return int(version)
-
     def _count(self) -> int:
-        [(n_references,)] = self._rows("SELECT count(*) FROM reference")
+        [(n_references,)] = self._data.rows("SELECT count(*) FROM reference")
         return int(n_references)
 
     def _require_free(self, crop: str, image: str, pill: str) -> None:
-        for other, its_image in self._rows(
+        for other, its_image in self._data.rows(
             "SELECT pill, image FROM reference WHERE crop = ? AND pill != ?", (crop, pill)
         ):
             found = f"the same photo as {its_image} of the pill {other!r}"
@@ -281,15 +257,15 @@ class LocalReferences:
             try:
                 photos[row] = self._read_crop(*row)
             except StageFailed:
-                if self._rows("SELECT 1 FROM reference WHERE crop = ?", row[:1]):
+                if self._data.rows("SELECT 1 FROM reference WHERE crop = ?", row[:1]):
                     raise  # else another process has just removed it
         embeddings = embed_references(embedder, list(photos.values()))
         for (crop, pill, image), embedding in zip(photos, embeddings, strict=True):
             if not embedding.any():
                 raise _unusable(self._crop_file(crop), "nothing the model sees", pill, image)
-        with self._transaction():
+        with self._data.transaction():
             for (crop, _, _), embedding in zip(photos, embeddings, strict=True):
-                self._connection.execute(
+                self._data.connection.execute(
                     "INSERT OR IGNORE INTO embedding SELECT crop, ?, ? FROM reference"
                     " WHERE crop = ?",
                     (embedder.space, embedding.astype("<f4").tobytes(), crop),
@@ -310,35 +286,6 @@ class LocalReferences:
 
     def _photo_files(self) -> Iterator[Path]:
         return self._crops.glob("*.png*")  # also those a crash left half-written
-
-    def _rows(self, query: str, values: tuple[object, ...] = ()) -> list[Any]:
-        with self._explained():
-            return self._connection.execute(query, values).fetchall()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """Hold the write lock; commit when the block ends well, else roll back."""
-        with self._explained():
-            self._connection.execute("BEGIN IMMEDIATE")
-            with self._connection:
-                yield
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.ProgrammingError:
-            raise  # a mistake in this module, not in the file
-        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-            code = getattr(error, "sqlite_errorcode", 0)  # not set for text that is not UTF-8
-            if code & 0xFF == sqlite3.SQLITE_BUSY:
-                raise StageFailed(
-                    str(self._database),
-                    found=f"locked for {BUSY_TIMEOUT_S:.0f} s",
-                    expected="another process to finish writing",
-                    remedy="Try again.",
-                ) from error
-            raise _damaged(self._database, str(error)) from error
 
 
 def digest_of(photo: NDArray[np.uint8]) -> str:

@@ -20,12 +20,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
-import sqlite3
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -37,6 +33,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError, model_validator
 
+from pilltrack.core.database import Database
 from pilltrack.core.errors import InputRejected, StageFailed
 from pilltrack.core.files import sync_directory, write_durably
 from pilltrack.core.local import digest_of
@@ -120,17 +117,15 @@ class AuditLog:
             raise _refused(str(self._database), found, "the record of a device", remedy)
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._crops.mkdir(mode=0o700, exist_ok=True)
-        # SQLite would make it readable for all; its other files take over this one's mode.
-        os.close(os.open(self._database, os.O_RDWR | os.O_CREAT, 0o600))
-        self._lock = threading.RLock()
-        self._connection = sqlite3.connect(
-            self._database, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+        self._data = Database(
+            self._database,
+            schema=SCHEMA,
+            version=SCHEMA_VERSION,
+            timeout_s=BUSY_TIMEOUT_S,
+            damaged=_damaged,
+            orphaned=lambda: f"{self._crops} holds crops" if any(self._crops.glob("*.png")) else "",
+            shared=True,
         )
-        try:
-            self._set_up()
-        except BaseException:
-            self.close()
-            raise
 
     def append(self, record: DecisionRecord, crops: Sequence[NDArray[np.uint8]]) -> int:
         """Add a decision and its crops, one (H, W, 3) uint8 for each pill; return its number.
@@ -141,7 +136,7 @@ class AuditLog:
         if digests != [pill.crop for pill in record.pills]:
             raise ValueError(f"the digests of {len(crops)} crops are not those of the record")
         pngs = {digest: _as_png(crop) for digest, crop in zip(digests, crops, strict=True)}
-        with self._transaction():
+        with self._data.transaction():
             for digest, png in pngs.items():
                 write_durably(self._crop_file(digest), png)
             if pngs:
@@ -163,7 +158,7 @@ class AuditLog:
             expected += f"most {MAX_NOTE_LENGTH}"
             found = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
             raise _refused("action", found, expected, "Shorten it.") from error
-        with self._transaction():
+        with self._data.transaction():
             self._decision(decision)
             return self._add({"action": added.model_dump(mode="json")})
 
@@ -174,7 +169,7 @@ class AuditLog:
 
     def records(self, limit: int = 50, before: int | None = None) -> list[Entry]:
         """At most `limit` decisions, the newest first; `before` a number: only those below it."""
-        rows = self._rows(
+        rows = self._data.rows(
             "SELECT id, previous, hash, content FROM entry WHERE (?1 IS NULL OR id < ?1)"
             " AND json_type(content, '$.decision') = 'object' ORDER BY id DESC LIMIT ?2",
             (before, max(0, limit)),
@@ -204,7 +199,7 @@ class AuditLog:
 
     def head(self) -> Head:
         """The last row: keep it elsewhere, and `verify` can prove that nothing was cut off."""
-        rows = self._rows("SELECT id, hash FROM entry ORDER BY id DESC LIMIT 1")
+        rows = self._data.rows("SELECT id, hash FROM entry ORDER BY id DESC LIMIT 1")
         return Head(*rows[0]) if rows else Head(0, FIRST)
 
     def verify(self, head: Head | None = None) -> Head:
@@ -214,11 +209,9 @@ class AuditLog:
         `head` if the log ends before it or has another row in its place. Without a head, rows
         cut off at the end and a log written anew go unnoticed.
         """
-        [(verdict,), *_] = self._rows("PRAGMA integrity_check(1)")
-        if verdict != "ok":
-            raise _damaged(self._database, " ".join(str(verdict).split()))
+        self._data.require_integrity()
         last, after = Head(0, FIRST), -(2**63)
-        while rows := self._rows(
+        while rows := self._data.rows(
             "SELECT id, previous, hash, content FROM entry WHERE id > ? ORDER BY id LIMIT ?",
             (after, VERIFY_ROWS),
         ):
@@ -233,8 +226,7 @@ class AuditLog:
 
     def close(self) -> None:
         """Release the database. Harmless when repeated."""
-        with self._lock:
-            self._connection.close()
+        self._data.close()
 
     def __enter__(self) -> Self:
         return self
@@ -247,38 +239,10 @@ class AuditLog:
     ) -> None:
         self.close()
 
-    def _set_up(self) -> None:
-        for pragma in ("journal_mode = WAL", "synchronous = FULL"):
-            self._rows(f"PRAGMA {pragma}")
-        if self._version() == 0:
-            self._create()
-        if self._version() != SCHEMA_VERSION:
-            raise StageFailed(
-                str(self._database),
-                found=f"schema version {self._version()}",
-                expected=f"schema version {SCHEMA_VERSION}",
-                remedy="Update PillTrack, or name another home.",
-            )
-
-    def _create(self) -> None:
-        with self._transaction():
-            if self._rows("SELECT 1 FROM sqlite_master"):
-                return  # another process was faster, or the file is none of ours
-            if any(self._crops.glob("*.png")):
-                raise _damaged(self._database, f"empty, though {self._crops} holds crops")
-            for statement in SCHEMA:
-                self._connection.execute(statement)
-        for directory in (self._database.parent, self._database.parent.absolute().parent):
-            sync_directory(directory)
-
-    def _version(self) -> int:
-        [(version,)] = self._rows("PRAGMA user_version")
-        return int(version)
-
     def _add(self, content: dict[str, Any]) -> int:
         last, text = self.head(), canonical_json(content)
         number = last.id + 1
-        self._connection.execute(
+        self._data.connection.execute(
             "INSERT INTO entry (id, previous, hash, content) VALUES (?, ?, ?, ?)",
             (number, last.hash, _hash(number, last.hash, text), text),
         )
@@ -310,7 +274,7 @@ class AuditLog:
     def _decision(self, number: int) -> tuple[str, DecisionRecord]:
         """The hash and the content of a decision."""
         query = "SELECT id, previous, hash, content FROM entry WHERE id = ?"
-        for row in self._rows(query, (number,)) if 0 < number < 2**63 else []:
+        for row in self._data.rows(query, (number,)) if 0 < number < 2**63 else []:
             if record := self._content(*row).decision:
                 return row[2], record
         expected = f"the number of a decision in {self._database}"
@@ -319,7 +283,7 @@ class AuditLog:
         )
 
     def _actions(self, number: int) -> tuple[Action, ...]:
-        rows = self._rows(
+        rows = self._data.rows(
             "SELECT id, previous, hash, content FROM entry"
             " WHERE json_extract(content, '$.action.decision') = ? ORDER BY id",
             (number,),
@@ -329,36 +293,6 @@ class AuditLog:
 
     def _crop_file(self, digest: str) -> Path:
         return self._crops / f"{digest}.png"
-
-    def _rows(self, query: str, values: tuple[object, ...] = ()) -> list[Any]:
-        with self._explained():
-            return self._connection.execute(query, values).fetchall()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """Hold the write lock; commit when the block ends well, else roll back."""
-        with self._explained():
-            self._connection.execute("BEGIN IMMEDIATE")
-            with self._connection:
-                yield
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            with self._lock:
-                yield
-        except sqlite3.ProgrammingError:
-            raise  # a mistake in this module, not in the file
-        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-            code = getattr(error, "sqlite_errorcode", 0)  # not set for text that is not UTF-8
-            if code & 0xFF == sqlite3.SQLITE_BUSY:
-                raise StageFailed(
-                    str(self._database),
-                    found=f"locked for {BUSY_TIMEOUT_S:.0f} s",
-                    expected="another process to finish writing",
-                    remedy="Try again.",
-                ) from error
-            raise _damaged(self._database, str(error)) from error
 
 
 def parse_head(text: str) -> Head:
