@@ -5,13 +5,31 @@ import { liveAddress } from "./api.js";
 const WIDTH = 640;
 const ON_THEIR_WAY = 2;
 
-// `see(answer)` gets every answer; `lost(words)` is called once when it ends by itself.
-export async function watchOwn(video, see, lost) {
+// Shows this browser's camera in `video`, ideally so wide; resolves to what ends it. Throws where
+// there is no camera, or it may not be used.
+export async function openCamera(video, width) {
   const stream = await navigator.mediaDevices.getUserMedia({
-    video: { width: { ideal: 1280 }, facingMode: { ideal: "environment" } }, audio: false,
+    video: { width: { ideal: width }, facingMode: { ideal: "environment" } }, audio: false,
   });
   video.srcObject = stream;
   await video.play();
+  return () => {
+    for (const track of stream.getTracks()) track.stop();
+    video.srcObject = null;
+  };
+}
+
+// What `video` shows now, as a file of that type and name.
+export async function photograph(video, name, type, quality) {
+  const frame = Object.assign(document.createElement("canvas"), { width: video.videoWidth, height: video.videoHeight });
+  frame.getContext("2d", { alpha: false }).drawImage(video, 0, 0);
+  const blob = await new Promise((resolve) => { frame.toBlob(resolve, type, quality); });
+  return new File([blob], name, { type });
+}
+
+// `see(answer)` gets every answer; `lost(words)` is called once when it ends by itself.
+export async function watchOwn(video, see, lost) {
+  const closeCamera = await openCamera(video, 1280);
   const scale = Math.min(1, WIDTH / Math.max(video.videoWidth, video.videoHeight));
   const frame = Object.assign(document.createElement("canvas"), {
     width: Math.round(video.videoWidth * scale), height: Math.round(video.videoHeight * scale),
@@ -37,8 +55,7 @@ export async function watchOwn(video, see, lost) {
     ended = true;
     clearInterval(timer);
     socket.close();
-    for (const track of stream.getTracks()) track.stop();
-    video.srcObject = null;
+    closeCamera();
   };
   socket.addEventListener("close", () => { if (!ended) { end(); lost(); } });
   return end;

@@ -1,5 +1,6 @@
 // Check: an expected list against a photo of the tray; what the operator then does goes on record.
 import { ask, send } from "../api.js";
+import { openCamera, photograph } from "../camera.js";
 import { linesTable } from "../checked.js";
 import { announce, element, notice } from "../dom.js";
 import { listed, paint, picturesOf } from "../pills.js";
@@ -28,11 +29,7 @@ export async function open(place) {
         element("button", { type: "button", onclick: () => listFile.click() }, text.expectedFile), listFile,
         outcome)));
 
-  let stream = null;
-  const stop = () => {
-    for (const track of stream?.getTracks() ?? []) track.stop();
-    stream = null;
-  };
+  let closeCamera = () => {};
 
   async function check(photo) {
     outcome.replaceChildren(element("p", { class: "quiet" }, text.loading));
@@ -84,10 +81,7 @@ export async function open(place) {
   });
   camera.addEventListener("click", async () => {
     try {
-      if (!navigator.mediaDevices) throw new Error();
-      stream = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 1920 }, facingMode: { ideal: "environment" } } });
-      video.srcObject = stream;
-      await video.play();
+      closeCamera = await openCamera(video, 1920);
       video.hidden = false;
       image.hidden = true;
       hint.hidden = true;
@@ -97,16 +91,14 @@ export async function open(place) {
       outcome.replaceChildren(notice("bad", text.failed, text.noCamera));
     }
   });
-  shoot.addEventListener("click", () => {
+  shoot.addEventListener("click", async () => {
     if (video.hidden) {
       video.hidden = false;
       image.hidden = true;
       marks.width = 0;
       return;
     }
-    const frame = Object.assign(document.createElement("canvas"), { width: video.videoWidth, height: video.videoHeight });
-    frame.getContext("2d", { alpha: false }).drawImage(video, 0, 0);
-    frame.toBlob((blob) => check(new File([blob], "tray.jpg", { type: "image/jpeg" })), "image/jpeg", 0.95);
+    check(await photograph(video, "tray.jpg", "image/jpeg", 0.95));
   });
-  return stop;
+  return () => closeCamera();
 }

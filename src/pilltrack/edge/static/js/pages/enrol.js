@@ -1,5 +1,6 @@
 // Enrol: a name, some photos from the camera or from files, and what is wrong with them if anything is.
 import { send } from "../api.js";
+import { openCamera, photograph } from "../camera.js";
 import { announce, element, notice } from "../dom.js";
 import { thumb } from "../pills.js";
 import { text } from "../strings.js";
@@ -28,11 +29,7 @@ export async function open(place) {
       element("section", {}, element("div", { class: "stage" }, video, hint), element("div", { class: "row" }, camera, shoot)),
       form));
 
-  let stream = null;
-  const stop = () => {
-    for (const track of stream?.getTracks() ?? []) track.stop();
-    stream = null;
-  };
+  let closeCamera = () => {};
 
   function show() {
     shown.replaceChildren(...photos.map((photo, index) => {
@@ -49,10 +46,7 @@ export async function open(place) {
   file.addEventListener("change", () => { photos.push(...file.files); file.value = ""; show(); });
   camera.addEventListener("click", async () => {
     try {
-      if (!navigator.mediaDevices) throw new Error();
-      stream = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 1920 }, facingMode: { ideal: "environment" } } });
-      video.srcObject = stream;
-      await video.play();
+      closeCamera = await openCamera(video, 1920);
       hint.hidden = true;
       camera.hidden = true;
       shoot.hidden = false;
@@ -60,21 +54,17 @@ export async function open(place) {
       outcome.replaceChildren(notice("bad", text.failed, text.noCamera));
     }
   });
-  shoot.addEventListener("click", () => {
-    const frame = Object.assign(document.createElement("canvas"), { width: video.videoWidth, height: video.videoHeight });
-    frame.getContext("2d", { alpha: false }).drawImage(video, 0, 0);
-    frame.toBlob((blob) => {
-      photos.push(new File([blob], `photo-${Date.now()}.png`, { type: "image/png" }));
-      show();
-      announce(text.photosChosen(photos.length));
-    }, "image/png");
+  shoot.addEventListener("click", async () => {
+    photos.push(await photograph(video, `photo-${Date.now()}.png`, "image/png"));
+    show();
+    announce(text.photosChosen(photos.length));
   });
 
-  async function enrol(extra = []) {
+  async function enrol() {
     submit.disabled = true;
     outcome.replaceChildren();
     try {
-      const fields = [["name", name.value.trim()], ["side", side.value], ...photos.map((photo) => ["photos", photo]), ...extra];
+      const fields = [["name", name.value.trim()], ["side", side.value], ...photos.map((photo) => ["photos", photo])];
       const answer = await send("gallery", fields);
       outcome.replaceChildren(notice("good", text.enrolled(answer.pill, answer.references)));
       photos.length = 0;
@@ -85,5 +75,5 @@ export async function open(place) {
     }
   }
   form.addEventListener("submit", (event) => { event.preventDefault(); enrol(); });
-  return stop;
+  return () => closeCamera();
 }

@@ -78,7 +78,6 @@ export async function open(place) {
     image.hidden = true;
     video.hidden = false;
     try {
-      if (!navigator.mediaDevices) throw new Error();
       end = await watchOwn(video, see, lost);
     } catch {
       running(false);
