@@ -19,8 +19,8 @@ def _pins(lines: list[str]) -> dict[str, str]:
 def _project() -> dict[str, str]:
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
-    extras = project["optional-dependencies"]
-    declared = [*project["dependencies"], *extras["train"], *extras["dev"]]
+    extras = project["optional-dependencies"].values()
+    declared = [pin for pins in (project["dependencies"], *extras) for pin in pins]
     pins = _pins(declared)
     assert len(pins) == len(declared), "every direct dependency is pinned with =="
     return pins
