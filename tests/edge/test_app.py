@@ -12,12 +12,15 @@ from fastapi.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from pilltrack.core.errors import InputRejected
+from pilltrack.edge.app import create_app
 from pilltrack.edge.guard import COOKIE
+from pilltrack.edge.service import Service
 from pilltrack.edge.settings import Settings
-from tests.edge.conftest import noise, png, red
+from tests.edge.conftest import BASE, noise, png, red
 
 LIVE = "ws://127.0.0.1:8000/api/v1/live"
 TOKEN = "correct horse battery staple"
+PROBLEM = "application/problem+json"
 Opened = Callable[..., TestClient]
 
 
@@ -298,4 +301,68 @@ def test_a_list_that_cannot_be_is_refused_with_a_remedy(client: TestClient, expe
 
 def test_an_action_needs_a_decision(client: TestClient) -> None:
     answer = client.post("/api/v1/history/7/actions", data={"action": "confirmed"})
-    assert answer.status_code == 422
+    assert (answer.status_code, answer.json()["detail"]) == (404, "decision 7 is not on record")
+
+
+@pytest.mark.parametrize("name", ["nobody", " ", "x" * 300, "\x91"])
+def test_forgetting_what_is_not_there_says_so(client: TestClient, name: str) -> None:
+    assert client.delete(f"/api/v1/gallery/{name}").status_code == 404
+    files = [("photos", ("1.png", png(noise())))]
+    client.post("/api/v1/gallery", data={"name": "my pill"}, files=files)
+    assert client.delete(f"/api/v1/gallery/{name}").status_code == 404
+
+
+def test_pictures_that_are_not_there_are_not_found(client: TestClient) -> None:
+    for before in (True, False):
+        for kind in ("crops", "photos"):
+            answer = client.get(f"/api/v1/{kind}/{'0' * 64}.png")
+            assert (answer.status_code, answer.headers["content-type"]) == (404, PROBLEM), before
+        files = {"image": ("t.png", png(noise()))}
+        client.post("/api/v1/check", data={"expected": "1 red-pill"}, files=files)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/api/v1/check", "POST"),
+        ("PATCH", "/api/v1/gallery", "GET, POST"),
+        ("POST", "/api/v1/gallery/nobody", "DELETE, GET"),
+        ("POST", "/style.css", "GET, HEAD"),
+    ],
+)
+def test_another_method_is_told_which_there_are(
+    client: TestClient, method: str, path: str, allowed: str
+) -> None:
+    answer = client.request(method, path)
+    assert (answer.status_code, answer.headers["content-type"]) == (405, PROBLEM)
+    assert answer.headers["allow"] == allowed
+
+
+def test_a_mistake_of_the_program_is_a_problem_too(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Service, "pills", lambda _: 1 // 0)
+    settings = Settings(bundle=bundle, home=tmp_path / "home")
+    app = create_app(Service(bundle, settings.home, threads=1), settings)
+    with TestClient(app, base_url=BASE, raise_server_exceptions=False) as client:
+        answer = client.get("/api/v1/gallery")
+    assert (answer.status_code, answer.headers["content-type"]) == (500, PROBLEM)
+    assert "content-security-policy" in answer.headers
+    assert answer.json()["remedy"]
+
+
+def test_problems_are_described_as_they_are_sent(client: TestClient) -> None:
+    for _ in range(2):
+        document = client.get("/openapi.json").json()
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
+                answers = operation["responses"]
+                assert {"401", "421", "429", "500"} <= set(answers), path
+                for code, answer in answers.items():
+                    assert (list(answer.get("content", {})) == [PROBLEM]) == (code >= "400")
+
+
+def test_sockets_elsewhere_are_refused(client: TestClient) -> None:
+    for path in ("ws://127.0.0.1:8000/", "ws://127.0.0.1:8000/js/main.js"):
+        with pytest.raises(WebSocketDisconnect), client.websocket_connect(path):
+            pass

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -21,11 +20,11 @@ from anyio import to_thread
 from fastapi import FastAPI, File, Form, Query, Request, Response, UploadFile, WebSocket
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
-from fastapi.staticfiles import StaticFiles
 from numpy.typing import NDArray
 from PIL import Image
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match
 
 from pilltrack import __version__
 from pilltrack.core.errors import InputRejected, PillTrackError
@@ -47,7 +46,7 @@ from pilltrack.edge.answers import (
 )
 from pilltrack.edge.camera import Camera
 from pilltrack.edge.check import as_json
-from pilltrack.edge.guard import COOKIE, Guard, cookie_of, is_token, problem
+from pilltrack.edge.guard import COOKIE, HEADERS, Guard, cookie_of, is_token, problem
 from pilltrack.edge.record import MAX_ACTION_LENGTH, MAX_NOTE_LENGTH
 from pilltrack.edge.service import Look, Service
 from pilltrack.edge.settings import Settings
@@ -57,10 +56,12 @@ API = "/api/v1"
 T = TypeVar("T")
 MAX_PHOTOS = 20  # of one enrolment
 MAX_LIST = 200_000  # characters of an expected list
-PROBLEMS: dict[int | str, dict[str, Any]] = {
-    code: {"model": Problem, "content": {"application/problem+json": {}}}
-    for code in (401, 403, 404, 413, 422, 429)
+PROBLEM = "application/problem+json"
+PROBLEMS: dict[int | str, dict[str, Any]] = {  # what any request may be answered with
+    code: {"model": Problem} for code in (401, 403, 421, 422, 429, 500, 503)
 }
+UPLOAD: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (400, 408, 413)}
+NAMED: dict[int | str, dict[str, Any]] = {404: {"model": Problem}}
 
 
 def create_app(service: Service, settings: Settings, camera: Camera | None = None) -> FastAPI:
@@ -80,6 +81,8 @@ def create_app(service: Service, settings: Settings, camera: Camera | None = Non
         lifespan=lifespan,
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,
+        responses=PROBLEMS,
     )
     desk = _Desk(service, settings)
     _explain_errors(app)
@@ -88,9 +91,22 @@ def create_app(service: Service, settings: Settings, camera: Camera | None = Non
     _add_looking(app, service, desk, camera)
     _add_gallery(app, service, desk)
     _add_checking(app, service, desk)
-    app.mount("/", StaticFiles(directory=STATIC, html=True), name="pages")
+    app.frontend("/", directory=STATIC, fallback=None)
     app.add_middleware(Guard, settings=settings)
+    _describe_problems(app)
     return app
+
+
+class Picture(Response):
+    """A PNG."""
+
+    media_type = "image/png"
+
+
+class Metrics(Response):
+    """What Prometheus reads."""
+
+    media_type = "text/plain; version=0.0.4"
 
 
 class _Desk:
@@ -141,14 +157,14 @@ def _add_health(app: FastAPI, service: Service, desk: _Desk) -> None:
     async def readyz() -> dict[str, str]:
         return {"status": "ok", "bundle": service.identifier.manifest.name}
 
-    @app.get("/metrics", summary="Prometheus metrics", response_class=Response)
+    @app.get("/metrics", summary="Prometheus metrics", response_class=Metrics)
     async def metrics() -> Response:
-        return Response(generate_latest(desk.registry), media_type="text/plain; version=0.0.4")
+        return Metrics(generate_latest(desk.registry))
 
 
 def _add_session(app: FastAPI, settings: Settings) -> None:
-    @app.post(f"{API}/session", status_code=204, responses=PROBLEMS, summary="Sign in")
-    async def sign_in(token: Annotated[str, Form(max_length=1000)]) -> Response:
+    @app.post(f"{API}/session", status_code=204, responses=UPLOAD, summary="Sign in")
+    async def sign_in(token: Annotated[str, Form(min_length=1, max_length=1000)]) -> Response:
         if settings.token and not is_token(settings, token):
             raise HTTPException(401, "another device's token")
         answer = Response(status_code=204)
@@ -159,7 +175,7 @@ def _add_session(app: FastAPI, settings: Settings) -> None:
 
 
 def _add_looking(app: FastAPI, service: Service, desk: _Desk, camera: Camera | None) -> None:
-    @app.get(f"{API}/status", responses=PROBLEMS, summary="The device and its bundle")
+    @app.get(f"{API}/status", summary="The device and its bundle")
     async def status() -> StatusAnswer:
         identifier, rule = service.identifier, service.identifier.calibration
         return StatusAnswer(
@@ -181,7 +197,7 @@ def _add_looking(app: FastAPI, service: Service, desk: _Desk, camera: Camera | N
             frames=desk.frames,
         )
 
-    @app.post(f"{API}/identify", responses=PROBLEMS, summary="Find and name the pills in a photo")
+    @app.post(f"{API}/identify", responses=UPLOAD, summary="Find and name the pills in a photo")
     async def identify(
         image: Annotated[UploadFile, File(description="JPEG, PNG, WebP, BMP or TIFF")],
         crop: Annotated[bool, Query(description="the photo is nothing but one pill")] = False,
@@ -208,19 +224,18 @@ def _add_looking(app: FastAPI, service: Service, desk: _Desk, camera: Camera | N
 
 
 def _add_gallery(app: FastAPI, service: Service, desk: _Desk) -> None:
-    @app.get(f"{API}/gallery", responses=PROBLEMS, summary="All enrolled pills")
+    @app.get(f"{API}/gallery", summary="All enrolled pills")
     async def gallery() -> GalleryAnswer:
         return await to_thread.run_sync(_gallery, service)
 
-    @app.get(f"{API}/gallery/{{pill}}", responses=PROBLEMS, summary="One enrolled pill")
+    @app.get(f"{API}/gallery/{{pill}}", responses=NAMED, summary="One enrolled pill")
     async def gallery_of(pill: str) -> GalleryPill:
-        answer = await to_thread.run_sync(_gallery, service)
+        answer = await to_thread.run_sync(_gallery, service, pill)
         for row in answer.pills:
-            if row.pill == pill:
-                return row
+            return row
         raise HTTPException(404, f"{pill!r} is not enrolled")
 
-    @app.get(f"{API}/photos/{{digest}}.png", responses=PROBLEMS, response_class=Response,
+    @app.get(f"{API}/photos/{{digest}}.png", responses=NAMED, response_class=Picture,
              summary="A photo that this device keeps")  # fmt: skip
     async def photo(digest: str) -> Response:
         def kept() -> NDArray[np.uint8]:
@@ -230,10 +245,10 @@ def _add_gallery(app: FastAPI, service: Service, desk: _Desk) -> None:
 
         return _picture(await to_thread.run_sync(kept))
 
-    @app.post(f"{API}/gallery", status_code=201, responses=PROBLEMS, summary="Enrol a pill")
+    @app.post(f"{API}/gallery", status_code=201, responses=UPLOAD, summary="Enrol a pill")
     async def enrol(
-        name: Annotated[str, Form(max_length=200)],
-        photos: Annotated[list[UploadFile], File(max_length=MAX_PHOTOS)],
+        name: Annotated[str, Form(min_length=1, max_length=200)],
+        photos: Annotated[list[UploadFile], File(min_length=1, max_length=MAX_PHOTOS)],
         side: Annotated[str, Form(pattern="|".join(f"^{side}$" for side in SIDES))] = "",
         crop: Annotated[bool, Form(description="photos are nothing but the pill")] = False,
     ) -> EnrolledAnswer:
@@ -247,7 +262,7 @@ def _add_gallery(app: FastAPI, service: Service, desk: _Desk) -> None:
         n_references, n_new = await desk.work(add)
         return EnrolledAnswer(pill=name, references=n_references, new=n_new)
 
-    @app.delete(f"{API}/gallery/{{pill}}", responses=PROBLEMS, summary="Forget a pill")
+    @app.delete(f"{API}/gallery/{{pill}}", responses=UPLOAD | NAMED, summary="Forget a pill")
     async def forget(pill: str) -> dict[str, int]:
         n_removed = await to_thread.run_sync(service.forget, pill)
         if not n_removed:
@@ -256,11 +271,16 @@ def _add_gallery(app: FastAPI, service: Service, desk: _Desk) -> None:
 
 
 def _add_checking(app: FastAPI, service: Service, desk: _Desk) -> None:
-    @app.post(f"{API}/check", responses=PROBLEMS, summary="Check a tray against an expected list")
+    @app.post(f"{API}/check", responses=UPLOAD, summary="Check a tray against an expected list")
     async def check(
         image: Annotated[UploadFile, File(description="a photo of the tray")],
         expected: Annotated[
-            str, Form(max_length=MAX_LIST, description="typed lines, CSV, JSON, or FHIR JSON")
+            str,
+            Form(
+                min_length=1,
+                max_length=MAX_LIST,
+                description="typed lines, CSV, JSON, or FHIR JSON",
+            ),
         ],
     ) -> CheckAnswer:
         data, name = await image.read(), image.filename or "image"
@@ -276,17 +296,21 @@ def _add_checking(app: FastAPI, service: Service, desk: _Desk) -> None:
 
         return await desk.work(checked)
 
-    @app.post(f"{API}/history/{{number}}/actions", status_code=201, responses=PROBLEMS,
+    @app.post(f"{API}/history/{{number}}/actions", status_code=201, responses=UPLOAD | NAMED,
               summary="What the operator did about a decision")  # fmt: skip
     async def act(
-        number: int,
-        action: Annotated[str, Form(max_length=MAX_ACTION_LENGTH)],
+        number: Annotated[int, PathParameter(ge=1, le=2**62)],
+        action: Annotated[str, Form(min_length=1, max_length=MAX_ACTION_LENGTH)],
         note: Annotated[str, Form(max_length=MAX_NOTE_LENGTH)] = "",
     ) -> dict[str, int]:
-        act = partial(service.act, number, action, note, datetime.now(UTC))
+        def act() -> int:
+            if not service.is_recorded(number):
+                raise HTTPException(404, f"decision {number} is not on record")
+            return service.act(number, action, note, datetime.now(UTC))
+
         return {"number": await to_thread.run_sync(act)}
 
-    @app.get(f"{API}/history", responses=PROBLEMS, summary="Decisions on record, newest first")
+    @app.get(f"{API}/history", summary="Decisions on record, newest first")
     async def history(
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
         before: Annotated[int | None, Query(ge=1, le=2**62)] = None,
@@ -294,10 +318,13 @@ def _add_checking(app: FastAPI, service: Service, desk: _Desk) -> None:
         entries = await to_thread.run_sync(service.history, limit, before)
         return HistoryAnswer(records=[recorded_answer(entry, f"{API}/crops") for entry in entries])
 
-    @app.get(f"{API}/crops/{{digest}}.png", responses=PROBLEMS, response_class=Response,
+    @app.get(f"{API}/crops/{{digest}}.png", responses=NAMED, response_class=Picture,
              summary="A crop of a decision on record")  # fmt: skip
     async def crop(digest: Annotated[str, PathParameter(pattern="^[0-9a-f]{64}$")]) -> Response:
-        return _picture(await to_thread.run_sync(service.recorded_crop, digest))
+        photo = await to_thread.run_sync(service.recorded_crop, digest)
+        if photo is None:
+            raise HTTPException(404, "no such crop")
+        return _picture(photo)
 
 
 def _decoded(data: bytes, name: str) -> tuple[NDArray[np.uint8], float]:
@@ -310,23 +337,30 @@ def _picture(photo: NDArray[np.uint8]) -> Response:
     written = io.BytesIO()
     Image.fromarray(photo).save(written, "png")
     headers = {"cache-control": "private, max-age=31536000, immutable"}
-    return Response(written.getvalue(), media_type="image/png", headers=headers)
+    return Picture(written.getvalue(), headers=headers)
 
 
-def _gallery(service: Service) -> GalleryAnswer:
+def _gallery(service: Service, name: str | None = None) -> GalleryAnswer:
+    """All enrolled pills, or the one of that name."""
     photos: dict[str, list[str]] = {}
-    for kept in service.kept():
+    for kept in service.kept(name):
         photos.setdefault(kept.pill, []).append(f"{API}/photos/{kept.crop}.png")
-    return GalleryAnswer(
-        pills=[gallery_pill(pill, photos.get(pill.pill, [])) for pill in service.pills()]
-    )
+    pills = [pill for pill in service.pills() if name in (None, pill.pill)]
+    return GalleryAnswer(pills=[gallery_pill(pill, photos.get(pill.pill, [])) for pill in pills])
 
 
 def _explain_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
-    async def refused(_: Request, error: HTTPException) -> Response:
-        remedy = {429: "Wait a second and ask again.", 404: "See the gallery for what there is."}
-        return _problem(error.status_code, str(error.detail), remedy.get(error.status_code, ""))
+    async def refused(request: Request, error: HTTPException) -> Response:
+        remedies = {
+            404: "See the gallery and the history for what there is.",
+            429: "Wait a second and ask again.",
+        }
+        remedy = remedies.get(error.status_code, "See /openapi.json for what can be asked.")
+        answer = _problem(error.status_code, str(error.detail), remedy)
+        if error.status_code == 405:
+            answer.headers["allow"] = ", ".join(_methods(app.routes, request)) or "GET, HEAD"
+        return answer
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
@@ -340,6 +374,12 @@ def _explain_errors(app: FastAPI) -> None:
         detail = f"{error.subject}: {error.found}; expected {error.expected}"
         return _problem(status, detail, error.remedy)
 
+    @app.exception_handler(Exception)
+    async def broken(_: Request, error: Exception) -> Response:  # it is logged by the server
+        answer = _problem(500, "a mistake in this device's program", "Report it with its log.")
+        answer.headers.update(HEADERS)  # the guard never sees this answer
+        return answer
+
     @app.middleware("http")
     async def failed(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
         try:
@@ -351,6 +391,28 @@ def _explain_errors(app: FastAPI) -> None:
 
 def _problem(status: int, detail: str, remedy: str) -> Response:
     headers = {"retry-after": "1"} if status == 429 else {}
-    return Response(
-        problem(status, detail, remedy), status, headers, media_type="application/problem+json"
-    )
+    return Response(problem(status, detail, remedy), status, headers, media_type=PROBLEM)
+
+
+def _methods(routes: Sequence[BaseRoute], request: Request) -> list[str]:
+    """What may be asked of the address of a request."""
+    found = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in found for method in getattr(route, "methods", None) or ()})
+
+
+def _describe_problems(app: FastAPI) -> None:
+    """Have /openapi.json name the media type that problems are sent as; FastAPI says JSON."""
+
+    describe = app.openapi
+
+    def described() -> dict[str, Any]:
+        is_new = app.openapi_schema is None
+        document = describe()
+        operations = (o for path in document["paths"].values() for o in path.values())
+        for operation in operations if is_new else ():
+            for code, answer in operation["responses"].items():
+                if code >= "400":
+                    answer["content"] = {PROBLEM: answer["content"].popitem()[1]}
+        return document
+
+    app.openapi = described  # type: ignore[method-assign]

@@ -158,9 +158,10 @@ def cookie_of(token: str) -> str:
 
 def problem(status: int, detail: str, remedy: str) -> bytes:
     """An error as RFC 9457 has it."""
-    titles = {400: "Refused", 401: "Sign in", 403: "Forbidden", 404: "Not found", 408: "Too slow",
-              409: "Conflict", 413: "Too large", 421: "Another host", 422: "Refused",
-              429: "Too many requests", 500: "Failed", 503: "Not ready"}  # fmt: skip
+    titles = {400: "Refused", 401: "Sign in", 403: "Forbidden", 404: "Not found",
+              405: "Not so", 408: "Too slow", 409: "Conflict", 413: "Too large",
+              421: "Another host", 422: "Refused", 429: "Too many requests",
+              500: "Failed", 503: "Not ready"}  # fmt: skip
     content = {"type": "about:blank", "title": titles.get(status, "Error"), "status": status,
                "detail": detail, "remedy": remedy}  # fmt: skip
     return json.dumps(content, ensure_ascii=False).encode()

@@ -32,7 +32,7 @@ from pilltrack.core.identify import (
 )
 from pilltrack.core.local import Kept, LocalReferences, is_store
 from pilltrack.core.locate import crop
-from pilltrack.edge.audit import DATABASE_FILE, AuditLog, Entry
+from pilltrack.edge.audit import CROPS_DIRECTORY, DATABASE_FILE, AuditLog, Entry
 from pilltrack.edge.check import Check, check
 from pilltrack.edge.prescription import Expected, read_expected
 from pilltrack.edge.record import decision_record, gallery_digest
@@ -143,8 +143,14 @@ class Service:
         with AuditLog(self.home, create=False) as audit:
             return audit.records(limit, before)
 
-    def recorded_crop(self, digest: str) -> Frame:
-        """A crop of a decision on record; errors as `AuditLog.crop`."""
+    def is_recorded(self, decision: int) -> bool:
+        """Whether there is a decision of that number."""
+        return any(entry.id == decision for entry in self.history(1, before=decision + 1))
+
+    def recorded_crop(self, digest: str) -> Frame | None:
+        """A crop of a decision on record, None if there is none; errors as `AuditLog.crop`."""
+        if not (self.home / CROPS_DIRECTORY / f"{digest}.png").exists():
+            return None
         with AuditLog(self.home, create=False) as audit:
             return audit.crop(digest)
 
@@ -172,7 +178,7 @@ class Service:
         """Forget what this device enrolled of a pill and delete its photos; how many there were."""
         with self._writing:
             n_removed = 0
-            if is_store(self.home):
+            if self.kept(pill):
                 with LocalReferences(self.home) as local:
                     n_removed = local.remove(pill)
             self._identifier.gallery.remove(pill)
