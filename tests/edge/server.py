@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 import uvicorn
 
 from pilltrack.edge.app import create_app
+from pilltrack.edge.serve import listen
 from pilltrack.edge.service import Service
 from pilltrack.edge.settings import Settings
 
@@ -18,7 +18,7 @@ from pilltrack.edge.settings import Settings
 def serving(settings: Settings) -> Iterator[str]:
     """The address of a running device, until the block ends; the settings' port does not count."""
     service = Service(settings.bundle, settings.home, threads=1)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    with listen("127.0.0.1", 0) as listening:
         app = create_app(service, settings)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

@@ -25,7 +25,7 @@ def serve(settings: Settings) -> None:
     Raises StageFailed when the address is taken or not this machine's; BundleRejected,
     InputRejected and StageFailed as `Service` and `Camera`.
     """
-    listening = _listen(settings.host, settings.port)
+    listening = listen(settings.host, settings.port)
     try:
         service = Service(settings.bundle, settings.home, settings.threads)
         camera = Camera(settings.camera) if settings.camera is not None else None
@@ -47,10 +47,13 @@ def serve(settings: Settings) -> None:
         listening.close()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; StageFailed when the address is taken or not this machine's."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = found[0]
+        # Only if its protocol is named does asyncio send at once; else answers wait for 40 ms.
+        listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
         listening.listen(128)  # who asks before the service is ready waits a moment
