@@ -1,5 +1,6 @@
 import json
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -90,6 +91,8 @@ def test_search_equals_brute_force(
     assert reused.search(rows(probe), n_pills) == [brute_force(enrolled, probe, n_pills)]
     reused.remove(removed)
     left = [(pill, vector) for pill, vector in enrolled if pill != removed]
+    assert reused.counts() == Counter(pill for pill, _ in left)
+    assert list(reused.counts()) == reused.pills() == sorted({pill for pill, _ in left})
     assert reused.search(rows(probe), n_pills) == [brute_force(left, probe, n_pills)]
     assert len(reused) == len(left)
 
@@ -159,6 +162,9 @@ def test_references_and_embeddings_are_sorted_and_aligned(gallery: Gallery) -> N
     ]  # fmt: skip
     expected = rows([1, 0], [0.6, 0.8], [0, 1], [0, -1])
     np.testing.assert_array_equal(gallery.embeddings(), expected)
+    assert gallery.references("a") == [reference("a", 0), reference("a", 1)]
+    np.testing.assert_array_equal(gallery.embeddings("a"), expected[:2])
+    assert (gallery.references("none"), gallery.embeddings("none").shape) == ([], (0, 2))
 
 
 @pytest.mark.parametrize(

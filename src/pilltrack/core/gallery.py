@@ -88,6 +88,7 @@ class Gallery:
         self.dim = dim
         self._background = no_background(dim)
         self._references: dict[int, Reference] = {}  # by point id
+        self._ids_of: dict[str, list[int]] = {}  # by pill
         self._next_id = 0
         self._lock = threading.RLock()
         self._temporary = None
@@ -164,14 +165,16 @@ class Gallery:
                 self._shard.update(qdrant_edge.UpdateOperation.delete_points(list(new)))
                 raise
             self._references |= new
+            for point_id, reference in new.items():
+                self._ids_of.setdefault(reference.pill, []).append(point_id)
 
     def remove(self, pill: str) -> int:
         """Remove all references of a pill; return how many there were (0 if not enrolled)."""
         with self._lock:
-            ids = [i for i, reference in self._references.items() if reference.pill == pill]
+            ids = self._ids_of.get(pill, [])
             if ids:
                 self._shard.update(qdrant_edge.UpdateOperation.delete_points(list(ids)))
-                for point_id in ids:
+                for point_id in self._ids_of.pop(pill):
                     del self._references[point_id]
             return len(ids)
 
@@ -198,16 +201,21 @@ class Gallery:
     def pills(self) -> list[str]:
         """List the enrolled pills, sorted."""
         with self._lock:
-            return sorted({reference.pill for reference in self._references.values()})
+            return sorted(self._ids_of)
 
-    def references(self) -> list[Reference]:
-        """List all references, sorted by (pill, side, image)."""
+    def counts(self) -> dict[str, int]:
+        """Map each pill to how many references it has, in order of name."""
         with self._lock:
-            return [self._references[point_id] for point_id in self._sorted_ids()]
+            return {pill: len(self._ids_of[pill]) for pill in sorted(self._ids_of)}
 
-    def embeddings(self) -> NDArray[np.float32]:
-        """Return all embeddings (N, D) float32, row i belonging to `references()[i]`."""
-        return self._content()[1]
+    def references(self, pill: str | None = None) -> list[Reference]:
+        """List the references of a pill, or all, sorted by (pill, side, image)."""
+        with self._lock:
+            return [self._references[point_id] for point_id in self._sorted_ids(pill)]
+
+    def embeddings(self, pill: str | None = None) -> NDArray[np.float32]:
+        """Return embeddings (N, D) float32, row i belonging to `references(pill)[i]`."""
+        return self._content(pill)[1]
 
     def save(self, path: Path) -> None:
         """Write the gallery file (see the module's docstring); the same content, the same bytes.
@@ -275,8 +283,10 @@ class Gallery:
         self.close()
 
     def _nearest_pills(self, embedding: list[float], n_pills: int) -> list[Candidate]:
-        limit = 4 * n_pills  # pills may fill it with many references each: then it doubles
         with self._lock:
+            # Enough where the nearest pills have no more references than others; else it doubles.
+            usual = math.ceil(len(self._references) / max(len(self._ids_of), 1))
+            limit = n_pills * max(4, usual + 1)
             while self._references:
                 hits = self._shard.query(
                     qdrant_edge.QueryRequest(
@@ -300,9 +310,9 @@ class Gallery:
                 limit *= 2
         return []
 
-    def _content(self) -> tuple[list[Reference], NDArray[np.float32]]:
+    def _content(self, pill: str | None = None) -> tuple[list[Reference], NDArray[np.float32]]:
         with self._lock:
-            ids = self._sorted_ids()
+            ids = self._sorted_ids(pill)
             embeddings = np.empty((len(ids), self.dim), dtype=np.float32)
             row_of = {point_id: row for row, point_id in enumerate(ids)}
             for record in self._shard.retrieve(list(ids), with_payload=False, with_vector=True):
@@ -312,8 +322,13 @@ class Gallery:
             assert not row_of, "the shard lost points"
             return [self._references[point_id] for point_id in ids], embeddings
 
-    def _sorted_ids(self) -> list[int]:
-        return sorted(self._references, key=lambda point_id: (self._references[point_id], point_id))
+    def _sorted_ids(self, pill: str | None) -> list[int]:
+        def place(point_id: int) -> tuple[str, str, str, int]:
+            reference = self._references[point_id]
+            return reference.pill, reference.side, reference.image, point_id
+
+        ids = self._references if pill is None else self._ids_of.get(pill, [])
+        return sorted(ids, key=place)
 
 
 def held_against(

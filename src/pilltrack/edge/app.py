@@ -238,12 +238,10 @@ def _add_gallery(app: FastAPI, service: Service, desk: _Desk) -> None:
     @app.get(f"{API}/photos/{{digest}}.png", responses=NAMED, response_class=Picture,
              summary="A photo that this device keeps")  # fmt: skip
     async def photo(digest: str) -> Response:
-        def kept() -> NDArray[np.uint8]:
-            if all(kept.crop != digest for kept in service.kept()):
-                raise HTTPException(404, "no such photo")
-            return service.photo(digest)
-
-        return _picture(await to_thread.run_sync(kept))
+        photo = await to_thread.run_sync(service.photo, digest)
+        if photo is None:
+            raise HTTPException(404, "no such photo")
+        return _picture(photo)
 
     @app.post(f"{API}/gallery", status_code=201, responses=UPLOAD, summary="Enrol a pill")
     async def enrol(

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilltrack.core.enrol import lone_pill
+from pilltrack.core.errors import InputRejected
 from pilltrack.core.identify import (
     IdentifiedPill,
     Identifier,
@@ -165,7 +166,7 @@ class Service:
         identifier = self._identifier
         if not crops:
             photos = [(name, lone_pill(identifier.locator, name, photo)) for name, photo in photos]
-        with self._writing, LocalReferences(self.home) as local:
+        with self._writing, self._store() as local:
             n_new = local.add(pill, photos, side)
             references, embeddings = local.embedded(identifier.embedder, pill)
             identifier.gallery.remove(pill)
@@ -179,7 +180,7 @@ class Service:
         with self._writing:
             n_removed = 0
             if self.kept(pill):
-                with LocalReferences(self.home) as local:
+                with self._store() as local:
                     n_removed = local.remove(pill)
             self._identifier.gallery.remove(pill)
             self._digest = ""
@@ -190,36 +191,40 @@ class Service:
     def pills(self) -> list[EnrolledPill]:
         """All enrolled pills in order of name."""
         gallery, known = self._identifier.gallery, self._identifier.manifest.pills
-        n_all: dict[str, int] = {}
-        n_local: dict[str, int] = {}
-        for part, counts in ((gallery.bundled, n_all), (gallery.local, n_local)):
-            for reference in part.references():
-                counts[reference.pill] = counts.get(reference.pill, 0) + 1
+        n_bundled, n_local = gallery.bundled.counts(), gallery.local.counts()
         return [
             EnrolledPill(
                 pill,
-                n_all.get(pill, 0) + n_local.get(pill, 0),
+                n_bundled.get(pill, 0) + n_local.get(pill, 0),
                 n_local.get(pill, 0),
                 dict(known.get(pill, {})),
             )
-            for pill in sorted({*n_all, *n_local})
+            for pill in sorted({*n_bundled, *n_local})
         ]
 
     def kept(self, pill: str | None = None) -> list[Kept]:
         """The references that this device keeps photos of, of one pill or of all."""
         if not is_store(self.home):
             return []
-        with LocalReferences(self.home) as local:
+        with self._store() as local:
             return local.kept(pill)
 
-    def photo(self, digest: str) -> Frame:
-        """A photo this device keeps; InputRejected when there is none of that digest."""
-        with LocalReferences(self.home) as local:
-            return local.photo(digest)
+    def photo(self, digest: str) -> Frame | None:
+        """A photo this device keeps, None when there is none of that digest."""
+        if not is_store(self.home):
+            return None
+        try:
+            with self._store() as local:
+                return local.photo(digest)
+        except InputRejected:
+            return None
 
     def close(self) -> None:
         """Release the bundle. Harmless when repeated."""
         self._identifier.close()
+
+    def _store(self) -> LocalReferences:
+        return LocalReferences(self.home, check=False)  # it was checked with the bundle
 
     def _gallery_digest(self) -> str:
         self._digest = self._digest or gallery_digest(self._identifier.gallery)
