@@ -11,6 +11,19 @@ export function element(name, properties = {}, ...children) {
   return made;
 }
 
+const SVG = "http://www.w3.org/2000/svg";
+
+// A drawing of icons.svg, for the eye only.
+export function icon(name) {
+  const made = document.createElementNS(SVG, "svg");
+  const use = document.createElementNS(SVG, "use");
+  use.setAttribute("href", `icons.svg#${name}`);
+  made.setAttribute("class", "icon");
+  made.setAttribute("aria-hidden", "true");
+  made.append(use);
+  return made;
+}
+
 export function announce(words) {
   document.querySelector("#announcer").textContent = words;
 }

@@ -1,6 +1,6 @@
 // The frame around the pages: which one is open follows from the part of the address after #/.
 import { ask } from "./api.js";
-import { announce, element, notice } from "./dom.js";
+import { announce, element, icon, notice } from "./dom.js";
 import { signIn } from "./session.js";
 import { text } from "./strings.js";
 
@@ -14,7 +14,7 @@ for (const marked of document.querySelectorAll("[data-text]")) {
 }
 const nav = document.querySelector("nav");
 nav.setAttribute("aria-label", text[nav.dataset.label]);
-nav.append(...PAGES.map((name) => element("a", { href: `#/${name}` }, text[name])));
+nav.append(...PAGES.map((name) => element("a", { href: `#/${name}` }, icon(name), text[name])));
 
 async function open() {
   const name = PAGES.find((page) => location.hash.startsWith(`#/${page}`)) ?? PAGES[0];

@@ -4,10 +4,17 @@ import { text } from "./strings.js";
 
 const DASHES = { known: [], unknown: [3, 5], ambiguous: [12, 7], checking: [2, 3] };
 
+// Draws in the pixels of the screen, so that words are as sharp and as large on any; boxes come in
+// pixels of a frame of that width and height, whose shape the canvas has.
 export function paint(canvas, width, height, pills) {
-  if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+  const fit = Math.min(canvas.clientWidth / width, canvas.clientHeight / height);
+  const wideOnScreen = fit ? fit * width : width;
+  const sharpness = devicePixelRatio * wideOnScreen / width;
+  const size = { width: Math.round(width * sharpness), height: Math.round(height * sharpness) };
+  if (canvas.width !== size.width || canvas.height !== size.height) Object.assign(canvas, size);
   const brush = canvas.getContext("2d");
-  const unit = Math.max(width, height) / 640;
+  const unit = Math.min(1, Math.max(0.8, wideOnScreen / 640)) * width / wideOnScreen;
+  brush.setTransform(sharpness, 0, 0, sharpness, 0, 0);
   brush.clearRect(0, 0, width, height);
   brush.font = `600 ${Math.round(15 * unit)}px system-ui, sans-serif`;
   brush.textBaseline = "middle";

@@ -6,7 +6,7 @@ import { text } from "./strings.js";
 export function signIn(done) {
   const token = element("input", { type: "password", name: "token", required: true, autocomplete: "current-password" });
   const trouble = element("div");
-  const form = element("form", { class: "card" },
+  const form = element("form", { class: "card narrow" },
     element("h1", {}, text.signIn),
     element("p", {}, text.signInHelp),
     element("label", {}, text.token, token),

@@ -24,7 +24,7 @@ export async function open(place) {
     element("h1", {}, text.checkTitle), element("p", { class: "quiet" }, text.checkHelp),
     element("div", { class: "split" },
       element("section", {}, stage, element("div", { class: "row" }, camera, shoot, fromFile, photoFile)),
-      element("section", { class: "card" },
+      element("section", { class: "card side" },
         element("label", {}, text.expectedList, list),
         element("button", { type: "button", onclick: () => listFile.click() }, text.expectedFile), listFile,
         outcome)));
@@ -44,14 +44,17 @@ export async function open(place) {
       const words = answer.ok ? text.trayOk : text.trayNotOk;
       outcome.replaceChildren(
         notice(answer.ok ? "good" : "bad", words, answer.full ? text.trayFull : ""),
-        linesTable(answer.lines), decide(answer.number), listed(answer.look.pills, pictures));
+        linesTable(answer.lines), decide(answer.number, answer.ok),
+        element("details", { class: "all" }, element("summary", {}, text.allPills(answer.look.pills.length)),
+          listed(answer.look.pills, pictures)));
       announce(words);
     } catch (failure) {
       outcome.replaceChildren(notice("bad", text.failed, failure.message, failure.remedy));
     }
   }
 
-  function decide(number) {
+  // What the check says is the plain way on; the other is there for a person who knows better.
+  function decide(number, ok) {
     const note = element("input", { maxLength: 2000 });
     const kept = element("div");
     const act = async (action) => {
@@ -63,10 +66,11 @@ export async function open(place) {
       }
     };
     return element("div", {},
+      element("label", {}, text.note, note),
       element("div", { class: "row" },
-        element("button", { type: "button", class: "main", onclick: () => act("confirmed") }, text.confirm),
-        element("button", { type: "button", class: "danger", onclick: () => act("rejected") }, text.reject)),
-      element("label", {}, text.note, note), kept);
+        element("button", { type: "button", class: ok ? "main" : "", onclick: () => act("confirmed") }, text.confirm),
+        element("button", { type: "button", class: ok ? "danger" : "main danger", onclick: () => act("rejected") }, text.reject)),
+      kept);
   }
 
   listFile.addEventListener("change", async () => {

@@ -4,15 +4,18 @@ import { element } from "../dom.js";
 import { text } from "../strings.js";
 
 const SHARES = new Set(["promised_fpir", "promised_misnamed"]);
+const DIGESTS = new Set(["git_commit", "space"]);
 
 export async function open(place) {
-  const table = element("table", {}, element("tbody"));
-  place.append(element("h1", {}, text.deviceTitle), element("div", { class: "card scroll" }, table));
+  const groups = element("div", { class: "columns" });
+  place.append(element("h1", {}, text.deviceTitle), groups);
 
   async function show() {
     const status = await ask("status");
-    table.tBodies[0].replaceChildren(...Object.entries(text.status).map(([key, words]) =>
-      element("tr", {}, element("th", { scope: "row" }, words), element("td", {}, inWords(key, status[key])))));
+    groups.replaceChildren(...Object.entries(text.status).map(([title, rows]) =>
+      element("section", { class: "card" }, element("h2", {}, title),
+        element("dl", {}, Object.entries(rows).flatMap(([key, words]) =>
+          [element("dt", {}, words), element("dd", {}, inWords(key, status[key]))])))));
   }
   await show();
   const timer = setInterval(() => show().catch(() => {}), 5000);
@@ -20,9 +23,11 @@ export async function open(place) {
 }
 
 function inWords(key, value) {
-  if (key === "uptime_s") return `${Math.floor(value / 3600)} h ${Math.floor((value % 3600) / 60)} min`;
+  if (key === "uptime_s") return text.duration(Math.floor(value / 3600), Math.floor((value % 3600) / 60));
   if (SHARES.has(key)) return `${(100 * value).toFixed(1)} %`;
-  if (typeof value === "boolean") return value ? "✓" : "–";
+  if (DIGESTS.has(key)) return element("code", {}, value);
+  if (key === "calibrated_for_pills") return text.pillsOf(value.toLocaleString("en"));
+  if (typeof value === "boolean") return text.yesNo[value];
   if (typeof value === "number") return Number.isInteger(value) ? value.toLocaleString("en") : value.toFixed(4);
   return String(value);
 }

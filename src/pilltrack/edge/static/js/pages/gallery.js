@@ -10,13 +10,15 @@ export async function open(place) {
   const search = element("input", { type: "search", placeholder: text.searchGallery, "aria-label": text.searchGallery });
   const grid = element("div", { class: "grid" });
   const outcome = element("div");
-  place.append(element("h1", {}, text.galleryTitle), element("div", { class: "row" }, search), outcome, grid);
+  const count = element("p", { class: "quiet", role: "status" });
+  place.append(element("h1", {}, text.galleryTitle), element("div", { class: "row" }, search, count), outcome, grid);
   let { pills } = await ask("gallery");
 
   function show() {
     const words = search.value.trim().toLowerCase();
     const found = pills.filter((pill) => [pill.pill, ...Object.values(pill.metadata)].some((value) => value.toLowerCase().includes(words)));
     grid.replaceChildren(...found.slice(0, SHOWN).map(card));
+    count.textContent = found.length > SHOWN ? text.shownOf(SHOWN, found.length) : text.pillsEnrolled(found.length);
     if (!found.length) grid.replaceChildren(element("p", { class: "quiet" }, pills.length ? text.noMatch : text.emptyGallery));
   }
 
@@ -25,9 +27,9 @@ export async function open(place) {
     return element("article", { class: "card" },
       element("h2", {}, pill.pill),
       described ? element("p", { class: "quiet" }, described) : null,
-      element("div", { class: "thumbs" }, pill.photos.slice(0, 6).map((address) => thumb(address, pill.pill))),
+      pill.photos.length ? element("div", { class: "thumbs" }, pill.photos.slice(0, 6).map((address) => thumb(address, pill.pill))) : null,
       element("p", { class: "quiet" }, text.references(pill.references), ", ",
-        pill.local ? text.ofDevice(pill.local) : text.ofBundle),
+        pill.local ? text.ofDevice(pill.local, pill.references) : text.ofBundle),
       pill.local ? element("button", { type: "button", class: "danger", onclick: () => sure(pill) }, text.forget) : null);
   }
 

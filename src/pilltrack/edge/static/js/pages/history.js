@@ -26,12 +26,17 @@ export async function open(place) {
 }
 
 function card(record) {
-  const time = new Date(record.time).toLocaleString();
-  const done = record.actions.map((action) => `${text.actions[action.action] ?? action.action}${action.note ? `: ${action.note}` : ""}`);
+  const time = new Date(record.time).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
+  const result = record.ok ? ["ok", `${text.verdictMarks.ok} ${text.recordOk}`] : ["missing", `${text.verdictMarks["wrong strength"]} ${text.recordNotOk}`];
   return element("article", { class: "card" },
-    element("h2", {}, text.recordOf(record.number, time)),
-    record.ok === null ? null : notice(record.ok ? "good" : "bad", record.ok ? text.trayOk : text.trayNotOk),
+    element("div", { class: "between" },
+      element("h2", {}, text.recordOf(record.number), " ", element("time", { class: "quiet", dateTime: record.time }, time)),
+      record.ok === null ? null : element("span", { class: `badge ${result[0]}` }, result[1])),
     element("div", { class: "thumbs" }, record.crops.map((address, index) => thumb(address, record.pills[index].pill ?? text.decisions[record.pills[index].decision]))),
     record.lines.length ? linesTable(record.lines) : null,
-    element("p", { class: "quiet" }, done.length ? done.join("; ") : text.noAction, ". ", record.bundle));
+    element("div", { class: "between quiet" },
+      element("p", {}, record.actions.length ? record.actions.map(done).join("; ") : text.noAction),
+      element("p", {}, text.byBundle(record.bundle))));
 }
+
+const done = ({ action, note }) => `${text.actions[action] ?? action}${note ? `: ${note}` : ""}`;

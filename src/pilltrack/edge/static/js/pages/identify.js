@@ -25,7 +25,7 @@ export async function open(place) {
   place.append(
     element("h1", {}, text.identify),
     element("div", { class: "split" },
-      element("section", {}, stage, element("div", { class: "row" }, start, deviceCamera, fromFile, stop, file), timing, trouble),
+      element("section", {}, trouble, stage, element("div", { class: "row" }, start, deviceCamera, fromFile, stop, file), timing),
       element("section", { class: "card", "aria-label": text.identify }, count, list)));
 
   let end = () => {};
