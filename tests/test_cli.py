@@ -20,13 +20,15 @@ from pilltrack.core.gallery import Gallery
 from pilltrack.core.image import read_image
 from pilltrack.core.local import LocalReferences
 from pilltrack.core.locate import Found, Locator
-from tests.tiny_bundle import LOCATOR, MODEL, tiny_bundle, tiny_calibration
+from tests.drawn import empty_table, pill_photo, saved
+from tests.tiny_bundle import COLOURED, MODEL, tiny_bundle, tiny_calibration
 
+BECAUSE = ("--override", "drawn by a test")
 COMMANDS = [
     *STAGES, "identify", "count", "evaluate-folder", "evaluate-epillid", "report", "compare",
     "bench", "synth", "crop-boxes", "summary", "gallery", "gallery add", "gallery list",
     "gallery remove", "gallery show", "gallery export", "gallery import", "serve", "audit",
-    "audit list", "audit verify", "audit replay",
+    "audit list", "audit verify", "audit replay", "audit overrides",
 ]  # fmt: skip
 
 
@@ -53,7 +55,7 @@ def starter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_bundle(
         tmp_path / "starter",
         name="starter",
-        locator=LOCATOR,
+        locator=COLOURED,
         min_confidence=0.5,
         model=MODEL,
         gallery=tmp_path / "empty.safetensors",
@@ -143,7 +145,7 @@ def test_a_missing_params_file_names_the_remedy(
 def test_three_photos_of_a_pill_are_enrolled_and_it_is_named(
     starter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["gallery", "add", "my pill", *photos(tmp_path, 3)]) == 0
+    assert main(["gallery", "add", "my pill", *both_sides(photos(tmp_path, 3))]) == 0
     printed = capsys.readouterr()
     assert printed.out == "my pill: 3 references (3 new)\n"
     assert printed.err == ""
@@ -162,20 +164,28 @@ def test_added_photos_are_embedded_at_once(starter: Path, tmp_path: Path) -> Non
         def embed(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
             raise AssertionError
 
-    assert main(["gallery", "add", "my pill", *photos(tmp_path, 3)]) == 0
+    assert main(["gallery", "add", "my pill", *both_sides(photos(tmp_path, 3))]) == 0
     with LocalReferences(tmp_path / "home") as local:
         references, _ = local.embedded(NeverCalled())
     assert [reference.image for reference in references] == ["1.png", "2.png", "3.png"]
 
 
-def test_few_photos_or_one_side_bring_advice_not_refusal(
+def test_one_side_is_refused_until_it_is_said_why_and_few_photos_bring_advice(
     starter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     front, *back = photos(tmp_path, 4)
-    assert main(["gallery", "add", "my pill", front, "--side", "front"]) == 0
-    advice = capsys.readouterr().err
-    assert "three or more photos" in advice
-    assert "only the front is enrolled" in advice
+    arguments = ["gallery", "add", "my pill", front, "--side", "front"]
+    assert main(arguments) == 1
+    printed = capsys.readouterr()
+    assert "my pill: one side: no photo of the back; expected photos of both sides" in printed.err
+    assert "Turn the pill over" in printed.err
+    assert printed.out == ""
+    assert not (tmp_path / "home").exists()
+    assert main([*arguments, "--override", "both sides are plain"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "my pill: 1 reference (1 new)\n"
+    assert "enrolled all the same (one side); the reason is on record" in printed.err
+    assert "three or more photos" in printed.err
     assert main(["gallery", "add", "my pill", *back, "--side", "back"]) == 0
     printed = capsys.readouterr()
     assert printed.out == "my pill: 4 references (3 new)\n"
@@ -197,20 +207,84 @@ def test_all_unreadable_photos_are_named_and_nothing_is_added(
     assert json.loads(capsys.readouterr().out) == {"home": str(tmp_path / "home"), "pills": []}
 
 
-def test_photo_of_another_pill_is_an_error_that_names_it(
+def test_photo_of_another_pill_is_an_error_that_names_it_and_its_picture(
     starter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["gallery", "add", "my pill", *photos(tmp_path, 1)]) == 0
-    assert main(["gallery", "add", "your pill", *photos(tmp_path, 1)]) == 1
+    photo = photos(tmp_path, 1)
+    assert main(["gallery", "add", "my pill", *photo, *BECAUSE]) == 0
+    [kept] = (tmp_path / "home" / "crops").iterdir()
+    assert main(["gallery", "add", "your pill", *photo]) == 1
+    printed = capsys.readouterr().err
+    assert f"{photo[0]}: collides: 1 of 1 photos are taken for an enrolled pill" in printed
+    assert f"The picture of my pill: {kept}." in printed
+    assert main(["gallery", "add", "your pill", *photo, *BECAUSE]) == 1
     assert "1.png of the pill 'my pill'" in capsys.readouterr().err
+    assert main(["audit", "overrides"]) == 0
+    assert "your pill" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("fault", "photo", "found", "expected", "remedy"),
+    [
+        ("blurred", pill_photo(blur_px=6), "edges are blurred by", "at most 2.0%", "hold it still"),
+        ("clipped", pill_photo(at=(58, 120)), "ends 0 px from", "at least 5 px", "to the middle"),
+        ("too dark", pill_photo(light=0.4), "reach 64 of 255", "at least 100", "Turn on a lamp"),
+        ("no pill", empty_table(), "no pill found", "one pill", "plain surface"),
+    ],
+)
+def test_a_bad_photo_is_named_with_what_is_wrong_and_what_to_do(
+    fault: str,
+    photo: NDArray[np.uint8],
+    found: str,
+    expected: str,
+    remedy: str,
+    starter: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    good, bad = (saved(p, tmp_path / f"{n}.png") for n, p in enumerate((pill_photo(), photo)))
+    assert main(["gallery", "add", "my pill", "--front", good, "--back", bad]) == 1
+    printed = capsys.readouterr()
+    [line] = [line for line in printed.err.splitlines() if line.startswith("pilltrack: error: ")]
+    for words in (f"error: {bad}: {fault}: ", found, f"; expected {expected}", remedy):
+        assert words in line
+    assert "nothing was added" in printed.err
+    assert printed.out == ""
+    assert not (tmp_path / "home").exists()
+
+
+def test_an_override_and_its_reason_are_on_record(
+    starter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soft = saved(pill_photo(blur_px=6), tmp_path / "soft.png")
+    arguments = ["gallery", "add", "my pill", "--front", soft, "--override", "the last\none left"]
+    assert main(arguments) == 0
+    capsys.readouterr()
+    assert main(["audit", "overrides"]) == 0
+    assert capsys.readouterr().out.endswith("Z  my pill (blurred, one side): the last one left\n")
+    assert main(["audit", "overrides", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert (row["id"], row["pill"], row["reason"]) == (1, "my pill", "the last\none left")
+    assert [fault["kind"] for fault in row["faults"]] == ["blurred", "one side"]
+    assert [(p["image"], p["side"]) for p in row["photos"]] == [("soft.png", "front")]
+    assert main(["audit", "verify"]) == 0
+
+
+def test_no_reason_enrols_a_photo_without_a_pill(
+    starter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = saved(empty_table(), tmp_path / "empty.png")
+    assert main(["gallery", "add", "my pill", empty, *BECAUSE]) == 1
+    assert "nothing to enrol, whatever the reason" in capsys.readouterr().err
+    assert not (tmp_path / "home").exists()
 
 
 def test_enrolled_pills_are_listed_and_removed(
     starter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, *others = photos(tmp_path, 3)
-    main(["gallery", "add", "ibuprofen-200", first])
-    main(["gallery", "add", "aspirin", *others])
+    main(["gallery", "add", "ibuprofen-200", first, *BECAUSE])
+    main(["gallery", "add", "aspirin", *both_sides(others)])
     capsys.readouterr()
     assert main(["gallery", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -255,7 +329,7 @@ def test_bundle_of_ones_own_is_not_mixed_with_the_home_unless_that_is_named(
     arguments = ["identify", "--json", f"--bundle={bundle}", str(red)]
     assert main([*arguments, f"--home={home}"]) == 0
     assert f"no pill is enrolled in {home}" in capsys.readouterr().err
-    assert main(["gallery", "add", "my pill", *photos(tmp_path, 3)]) == 0
+    assert main(["gallery", "add", "my pill", *both_sides(photos(tmp_path, 3))]) == 0
     capsys.readouterr()
     assert main(arguments) == 0
     assert candidates(capsys.readouterr().out) == ["red-pill"]
@@ -270,9 +344,10 @@ def test_home_is_below_the_users_own_by_default(
 ) -> None:
     monkeypatch.delenv("PILLTRACK_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "user"))
-    assert main(["gallery", "add", "my pill", *photos(tmp_path, 1)]) == 0
+    arguments = ["gallery", "add", "my pill", *photos(tmp_path, 1), *BECAUSE]
+    assert main(arguments) == 0
     assert (tmp_path / "user" / ".pilltrack" / "references.sqlite").is_file()
-    assert main(["gallery", "add", "my pill", *photos(tmp_path, 1), f"--home={tmp_path}/x"]) == 0
+    assert main([*arguments, f"--home={tmp_path}/x"]) == 0
     assert (tmp_path / "x" / "references.sqlite").is_file()
 
 
@@ -307,19 +382,19 @@ def test_several_pills_or_none_are_not_enrolled(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     finds: list[int] = []
-    one = Found((0, 0, 20, 20), np.ones((20, 20), bool), 0.9)
+    one = Found((40, 40, 48, 48), np.ones((48, 48), bool), 0.9)
     monkeypatch.setattr(Locator, "locate", lambda self, frame: [one] * finds.pop(0))
     paths = photos(tmp_path, 3)
     finds += [2, 0, 1]
-    assert main(["gallery", "add", "my pill", *paths]) == 1
+    assert main(["gallery", "add", "my pill", *both_sides(paths), *BECAUSE]) == 1
     printed = capsys.readouterr().err
-    assert f"{paths[0]}: 2 pills; expected a photo that shows one pill" in printed
-    assert f"{paths[1]}: no pill" in printed
+    assert f"{paths[0]}: several pills: 2 pills found; expected one pill" in printed
+    assert f"{paths[1]}: no pill: no pill found; expected one pill" in printed
     assert paths[2] not in printed
     assert "--crop" in printed
     assert "nothing was added" in printed
     assert not (tmp_path / "home").exists()
-    assert main(["gallery", "add", "my pill", "--crop", *paths]) == 0
+    assert main(["gallery", "add", "my pill", "--crop", *both_sides(paths)]) == 0
 
 
 def test_a_pill_too_far_away_is_not_enrolled(
@@ -328,16 +403,21 @@ def test_a_pill_too_far_away_is_not_enrolled(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    tiny = Found((0, 0, 9, 9), np.ones((9, 9), bool), 0.9)
+    tiny = Found((60, 60, 9, 9), np.ones((9, 9), bool), 0.9)
     monkeypatch.setattr(Locator, "locate", lambda self, frame: [tiny])
-    assert main(["gallery", "add", "my pill", *photos(tmp_path, 1)]) == 1
-    assert "1.png: a pill 9 pixels long" in capsys.readouterr().err
+    arguments = ["gallery", "add", "my pill", *photos(tmp_path, 1)]
+    assert main(arguments) == 1
+    found = "1.png: too small: the pill is 9 px long; expected at least 12 px. Go closer"
+    assert found in capsys.readouterr().err
+    assert main([*arguments, *BECAUSE]) == 1  # the home could not keep it
+    assert "1.png: 12 x 12 pixels" in capsys.readouterr().err
+    assert main(["audit", "overrides"]) == 1
 
 
 def test_the_crop_that_identify_will_see_is_what_is_enrolled(starter: Path, tmp_path: Path) -> None:
-    assert main(["gallery", "add", "my pill", *photos(tmp_path, 1)]) == 0
+    assert main(["gallery", "add", "my pill", *photos(tmp_path, 1), *BECAUSE]) == 0
     [kept] = (tmp_path / "home" / "crops").iterdir()
-    assert read_image(kept).shape == (56, 56, 3)  # 42 pixels take three quarters of the side
+    assert read_image(kept).shape == (64, 64, 3)  # 48 pixels take three quarters of the side
 
 
 def test_pills_are_counted_and_numbered(
@@ -350,7 +430,7 @@ def test_pills_are_counted_and_numbered(
     assert (read_image(out) != read_image(red)).any()
     assert main(["count", "--json", str(red)]) == 0
     answer = json.loads(capsys.readouterr().out)
-    pills = [{"box": [0, 0, 40, 40], "confidence": 0.9}]
+    pills = [{"box": [8, 8, 24, 24], "confidence": 0.8859}]
     assert answer == {"image": str(red), "count": 1, "or_more": False, "pills": pills}
 
 
@@ -460,13 +540,23 @@ def test_evaluate_folder_prints_recall_and_counts(
     assert ["recall_at_1", "100.0 % (too few pills for an interval)"] in lines
 
 
+def both_sides(paths: Sequence[str]) -> list[str]:
+    """The last is of the back."""
+    return ["--front", *paths[:-1], "--back", paths[-1]]
+
+
 def photos(directory: Path, n_photos: int) -> list[str]:
-    """Write photos of noise that look alike in all turns, as does their crop; name them."""
+    """Write photos of coloured noise, 48 pixels of it on a grey table of 128; name them.
+
+    They look alike in all turns, as does their crop.
+    """
     paths = [directory / f"{i}.png" for i in range(1, n_photos + 1)]
     for i, path in enumerate(paths):
-        noise = np.random.default_rng(i).integers(0, 256, (42, 42, 3), dtype=np.uint8)
+        noise = np.random.default_rng(i).integers(0, 256, (48, 48, 3), dtype=np.uint8)
         alike = np.mean(quarter_turns(noise), axis=0).astype(np.uint8)
-        Image.fromarray(alike).save(path)
+        photo = np.full((128, 128, 3), 150, np.uint8)
+        photo[40:88, 40:88] = alike
+        Image.fromarray(photo).save(path)
     return [str(path) for path in paths]
 
 

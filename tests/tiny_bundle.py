@@ -15,10 +15,15 @@ from pilltrack.core.gallery import Gallery, Reference
 
 MODEL = Path(__file__).parent / "golden" / "tiny_int8.tflite"
 LOCATOR = MODEL.with_name("whole_frame_locator.tflite")
+COLOURED = MODEL.with_name("coloured_pill_locator.tflite")
 
 
 def tiny_bundle(
-    directory: Path, pill: str, photo: NDArray[np.uint8], background: Background | None = None
+    directory: Path,
+    pill: str,
+    photo: NDArray[np.uint8],
+    background: Background | None = None,
+    locator: Path = LOCATOR,
 ) -> Path:
     """Write `directory/bundle` with one enrolled pill; accepts only what is nearly its photo."""
     embedder = open_embedder(MODEL)
@@ -30,7 +35,7 @@ def tiny_bundle(
     write_bundle(
         directory / "bundle",
         name="tiny",
-        locator=LOCATOR,
+        locator=locator,
         min_confidence=0.5,
         model=MODEL,
         gallery=directory / "gallery.safetensors",

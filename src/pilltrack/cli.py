@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pilltrack import __version__
 from pilltrack.core.errors import (
@@ -24,6 +24,9 @@ from pilltrack.core.errors import (
     PillTrackError,
     StageFailed,
 )
+
+if TYPE_CHECKING:
+    from pilltrack.edge.enrol import PhotosRefused
 
 STAGES = {
     "prepare": "check the photos of the zip and split them by pill",
@@ -331,7 +334,7 @@ def _add_gallery(commands: Any) -> None:
         commands,
         "gallery",
         "teach this device pills from photos, list, show, pass on and forget them",
-        "pilltrack gallery add ibuprofen-200 1.jpg 2.jpg 3.jpg\n"
+        "pilltrack gallery add ibuprofen-200 --front 1.jpg 2.jpg --back 3.jpg\n"
         "pilltrack gallery list\n"
         "pilltrack gallery remove ibuprofen-200",
     )
@@ -340,15 +343,34 @@ def _add_gallery(commands: Any) -> None:
         actions,
         "add",
         "enrol photos of a pill, each showing it alone: all of them or none",
-        "pilltrack gallery add ibuprofen-200 1.jpg 2.jpg 3.jpg\n"
-        "pilltrack gallery add ibuprofen-200 back/*.jpg --side back",
+        "pilltrack gallery add ibuprofen-200 --front 1.jpg 2.jpg --back 3.jpg\n"
+        "pilltrack gallery add ibuprofen-200 more/*.jpg --side back\n"
+        "pilltrack gallery add vitamin-d 1.jpg 2.jpg 3.jpg --override 'both sides are plain'",
+    )
+    add.description = (
+        "Enrol photos of a pill, each showing it alone: all of them or none.\n\n"
+        "Photos are refused that are blurred, badly lit, cut off, too small, unlike each other,\n"
+        "of one side only, or taken for another enrolled pill; each refusal says what to do\n"
+        "(docs/device.md). --override enrols them all the same and puts the reason on record."
     )
     add.add_argument("name", metavar="NAME", help="of the pill, as identify shall say it")
-    add.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    add.add_argument("--side", choices=("front", "back"), default="", help="shown by these photos")
+    add.add_argument("images", nargs="*", type=Path, metavar="IMAGE")
+    for side in ("front", "back"):
+        add.add_argument(
+            f"--{side}", nargs="+", type=Path, default=[], metavar="IMAGE", help=f"of its {side}"
+        )
+    add.add_argument(
+        "--side", choices=("front", "back"), default="", help="shown by photos that do not say it"
+    )
+    add.add_argument(
+        "--override",
+        default="",
+        metavar="REASON",
+        help="enrol in spite of faults; `pilltrack audit overrides` lists why",
+    )
     _add_crop(add)
     _add_bundle(add)
-    add.set_defaults(run=_gallery_add)
+    add.set_defaults(run=_gallery_add, usage_error=add.error)
     listing = _command(
         actions,
         "list",
@@ -396,34 +418,68 @@ def _add_gallery(commands: Any) -> None:
 
 
 def _gallery_add(arguments: argparse.Namespace) -> int:
-    from pilltrack.core.enrol import lone_pill
+    from datetime import UTC, datetime
+
     from pilltrack.core.identify import open_identifier
     from pilltrack.core.image import read_image
-    from pilltrack.core.local import LocalReferences
+    from pilltrack.edge.enrol import PhotosRefused, enrol
 
-    photos, code = [], 0
-    with open_identifier(_bundle(arguments)) as identifier:
-        for image in arguments.images:
+    sides = {"front": arguments.front, "back": arguments.back}
+    images = [(image, arguments.side) for image in arguments.images]
+    images += [(image, side) for side, of_side in sides.items() for image in of_side]
+    if not images:
+        arguments.usage_error("name at least one IMAGE")
+    home, photos, code = _home(arguments), [], 0
+    with open_identifier(_bundle(arguments), local=home) as identifier:
+        for image, _ in images:
             try:
-                photo = read_image(image)
-                if not arguments.crop:
-                    photo = lone_pill(identifier.locator, str(image), photo)
-                photos.append((image.name, photo))
+                photos.append((image.name, read_image(image)))
             except InputRejected as error:  # the other bad files shall be named too
                 code = _complain(error)
         if code:
             _say("nothing was added")
             return code
-        with LocalReferences(_home(arguments)) as local:
-            n_new = local.add(arguments.name, photos, arguments.side)
-            references, _ = local.embedded(identifier.embedder)  # the next identify is fast
-    sides = [reference.side for reference in references if reference.pill == arguments.name]
-    print(f"{arguments.name}: {_references(len(sides))} ({n_new} new)")
-    if len(sides) < 3:
+        try:
+            done = enrol(
+                identifier,
+                home,
+                arguments.name,
+                photos,
+                [side for _, side in images],
+                datetime.now(UTC),
+                crops=arguments.crop,
+                reason=arguments.override,
+            )
+        except PhotosRefused as refused:
+            _complain_of_faults(refused, [str(image) for image, _ in images], home)
+            return refused.exit_code
+    print(f"{arguments.name}: {_references(done.references)} ({done.new} new)")
+    if done.overridden:
+        kinds = ", ".join(dict.fromkeys(fault.kind for fault in done.overridden))
+        _say(f"enrolled all the same ({kinds}); the reason is on record")
+    if done.references < 3:
         _say("three or more photos, turned and lit differently, are recognised more surely")
-    if set(sides) in ({"front"}, {"back"}):
-        _say(f"only the {sides[0]} is enrolled: its other side may not be recognised")
     return 0
+
+
+def _complain_of_faults(refused: PhotosRefused, images: Sequence[str], home: Path) -> None:
+    from pilltrack.core.local import CROPS_DIRECTORY
+
+    judged = refused.judged
+    for fault in judged.faults:
+        subject = images[judged.names.index(fault.image)] if fault.image else refused.subject
+        found, remedy = f"{fault.kind}: {fault.found}", fault.remedy
+        if fault.other and judged.alike:
+            picture = home / CROPS_DIRECTORY / f"{judged.alike}.png"
+            remedy += f" The picture of {fault.other}: {picture}."
+        _complain(InputRejected(subject, found=found, expected=fault.expected, remedy=remedy))
+    if judged.can_override:
+        _say("nothing was added; --override REASON enrols all the same, and keeps the reason")
+    else:
+        _say(
+            "nothing was added; of none or several pills there is nothing to enrol, whatever the "
+            "reason; --crop takes a photo that is nothing but the pill as it is"
+        )
 
 
 def _gallery_list(arguments: argparse.Namespace) -> int:
@@ -530,7 +586,8 @@ def _add_audit(commands: Any) -> None:
         commands,
         "audit",
         "the decisions on record: list them, check that none was changed, make one again",
-        "pilltrack audit list\npilltrack audit verify\npilltrack audit replay 17",
+        "pilltrack audit list\npilltrack audit verify\npilltrack audit replay 17\n"
+        "pilltrack audit overrides",
     )
     actions = audit.add_subparsers(title="actions", metavar="ACTION", required=True)
     listing = _command(
@@ -561,7 +618,16 @@ def _add_audit(commands: Any) -> None:
     replay.add_argument("number", type=_positive, metavar="ID")
     _add_bundle(replay)
     replay.set_defaults(run=_audit_replay)
-    for action in (listing, verify, replay):
+    overrides = _command(
+        actions,
+        "overrides",
+        "pills that were enrolled in spite of faults, and why",
+        "pilltrack audit overrides\npilltrack audit overrides --limit 5 --json",
+    )
+    overrides.add_argument("--limit", type=_positive, default=20, help="default: 20")
+    overrides.add_argument("--json", action="store_true", help="one JSON object per override")
+    overrides.set_defaults(run=_audit_overrides)
+    for action in (listing, verify, replay, overrides):
         _add_home(action)
 
 
@@ -618,6 +684,22 @@ def _audit_replay(arguments: argparse.Namespace) -> int:
     if again.equal:
         print(f"decision {arguments.number}: the same again ({len(again.decisions)} pills)")
     return 0 if again.equal else 1
+
+
+def _audit_overrides(arguments: argparse.Namespace) -> int:
+    from pilltrack.edge.audit import AuditLog
+
+    with AuditLog(_home(arguments), create=False) as log:
+        for number, override in log.overrides(arguments.limit):
+            if arguments.json:
+                row = {"id": number, **override.model_dump(mode="json")}
+                print(json.dumps(row, ensure_ascii=False))
+                continue
+            kinds = ", ".join(dict.fromkeys(fault.kind for fault in override.faults))
+            reason = " ".join(override.reason.split())
+            time = f"{override.time:%Y-%m-%d %H:%M:%S}Z"
+            print(f"{number:6}  {time}  {override.pill} ({kinds}): {reason}")
+    return 0
 
 
 def _add_serve(commands: Any) -> None:

@@ -67,6 +67,7 @@ def test_it_answers_as_one_gallery_with_all_references(
             device.enrol(references[n_bundled:], embeddings[n_bundled:])
         assert device.search(probes, n_pills) == whole.search(probes, n_pills)
         assert (device.pills(), device.references()) == (whole.pills(), whole.references())
+        assert device.references("p3") == whole.references("p3")
 
 
 def gallery_of(pills: dict[str, list[float]]) -> DeviceGallery:

@@ -260,6 +260,26 @@ def test_disk_that_fails_at_the_second_photo_adds_nothing(
         assert local.add("red", [("r.png", RED), ("s.png", DARK_RED)]) == 2
 
 
+def test_each_photo_may_show_another_side(home: Path) -> None:
+    with LocalReferences(home) as local:
+        with local.adding("red", [("r.png", RED), ("s.png", DARK_RED)], ["front", "back"]) as n_new:
+            assert n_new == 2
+        assert [kept.side for kept in local.kept()] == ["front", "back"]
+        with pytest.raises(ValueError, match="zip"), local.adding("red", [("r.png", RED)], []):
+            pass
+
+
+def test_nothing_is_added_when_the_block_fails(home: Path) -> None:
+    with LocalReferences(home) as local:
+        with (
+            pytest.raises(RuntimeError, match="on second thoughts"),
+            local.adding("red", [("r.png", RED)], [""]),
+        ):
+            raise RuntimeError("on second thoughts")
+        assert local.pills() == {}
+        assert local.add("red", [("r.png", RED)]) == 1
+
+
 def test_too_many_references_are_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_module, "MAX_REFERENCES", 2)
     with LocalReferences(home) as local:

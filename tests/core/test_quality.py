@@ -466,6 +466,8 @@ def test_every_fault_says_what_to_do() -> None:
     for fault in faults:
         assert fault.remedy.endswith(".")
         assert not fault.found.endswith(".")
+        assert fault.expected
+        assert not fault.expected.endswith(".")
         assert (fault.other != "") == (fault.kind == "collides")
 
 

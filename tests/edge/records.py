@@ -8,7 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilltrack.core.local import digest_of
-from pilltrack.edge.record import DecisionRecord, RecordedCandidate, RecordedPill
+from pilltrack.edge.record import (
+    DecisionRecord,
+    Override,
+    RecordedCandidate,
+    RecordedFault,
+    RecordedPhoto,
+    RecordedPill,
+)
 
 NOON = datetime(2026, 1, 31, 12, 0, 0, 250, tzinfo=UTC)
 
@@ -40,4 +47,25 @@ def record(*crops: NDArray[np.uint8], bundle: str = "test") -> DecisionRecord:
         margin=0.0,
         gallery="a" * 64,
         pills=pills,
+    )
+
+
+def override(pill: str) -> Override:
+    """One blurred photo of a pill, enrolled all the same."""
+    return Override(
+        time=NOON,
+        pill=pill,
+        bundle="test",
+        space="s",
+        photos=(RecordedPhoto(image="1.jpg", side="front", crop="b" * 64),),
+        faults=(
+            RecordedFault(
+                image="1.jpg",
+                kind="blurred",
+                found="edges are blurred by 3.0% of the pill's length",
+                expected="at most 2.0%",
+                other="",
+            ),
+        ),
+        reason="the last one",
     )

@@ -16,6 +16,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from pilltrack.edge.settings import Settings
+from tests.drawn import pill_photo
 from tests.edge.conftest import noise, png, red
 from tests.edge.server import serving
 
@@ -37,6 +38,7 @@ SCRIPT = Path(AXE.origin).with_name("axe.min.js").read_text(encoding="utf-8")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("photos")
     (directory / "noise.png").write_bytes(png(noise()))
+    (directory / "tablet.png").write_bytes(png(pill_photo()))
     (directory / "broken.png").write_bytes(b"no photo")
     return directory
 
@@ -48,7 +50,10 @@ def device(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
     settings = Settings(bundle=bundle, home=home, burst=100_000, requests_per_s=1e5)
     with serving(settings) as address, httpx.Client(base_url=f"{address}/api/v1") as client:
         files = [("photos", (f"{seed}.png", png(noise(seed)))) for seed in (1, 2, 3)]
-        client.post("gallery", data={"name": "noise"}, files=files).raise_for_status()
+        form = {"name": "noise", "override_reason": "drawn by a test"}
+        client.post("gallery", data=form, files=files).raise_for_status()
+        files = [("photos", ("tablet.png", png(pill_photo())))]
+        client.post("gallery", data={**form, "name": "tablet"}, files=files).raise_for_status()
         for photo, expected in (
             (noise(9), "2 red-pill"),
             (red(), "1 noise"),
@@ -113,6 +118,19 @@ def test_no_violation_in_what_is_found(page: Page, photos: Path) -> None:
     page.get_by_text("Kept on record").first.wait_for()
     assert violations(page) == []
     fits(page, "check")
+
+
+def test_no_violation_in_what_is_refused(page: Page, photos: Path) -> None:
+    open_page(page, "enrol")
+    page.get_by_label("Name of the pill").fill("another tablet")
+    names = [str(photos / name) for name in ("noise.png", "tablet.png")]
+    page.set_input_files("input[type=file]", names)
+    page.get_by_role("button", name="Enrol", exact=True).click()
+    page.get_by_text("Enrolled as tablet").wait_for()
+    page.get_by_role("button", name="Enrol all the same").click()
+    page.get_by_text("Give a reason first.").wait_for()
+    assert violations(page) == []
+    fits(page, "enrol")
 
 
 def test_no_violation_when_asked_whether_to_forget(page: Page) -> None:

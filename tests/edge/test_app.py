@@ -34,11 +34,9 @@ def test_an_enrolled_pill_is_named(client: TestClient) -> None:
 
 def test_a_pill_is_enrolled_recognised_shown_and_forgotten(client: TestClient) -> None:
     assert identify(client, png(noise()))["pills"][0]["decision"] == "unknown"
-    answer = client.post(
-        "/api/v1/gallery", data={"name": "my pill"}, files=[("photos", ("1.png", png(noise())))]
-    )
+    answer = enrol(client, "my pill", png(noise()))
     assert (answer.status_code, answer.json()) == (
-        201, {"pill": "my pill", "references": 1, "new": 1},
+        201, {"pill": "my pill", "references": 1, "new": 1, "overridden": 2},
     )  # fmt: skip
     best = identify(client, png(noise()))["pills"][0]["candidates"][0]
     assert best["pill"] == "my pill"
@@ -55,9 +53,7 @@ def test_a_pill_is_enrolled_recognised_shown_and_forgotten(client: TestClient) -
 
 
 def test_what_was_enrolled_is_there_after_a_restart(opened: Opened) -> None:
-    first = opened()
-    files = [("photos", ("1.png", png(noise())))]
-    assert first.post("/api/v1/gallery", data={"name": "kept"}, files=files).status_code == 201
+    assert enrol(opened(), "kept", png(noise())).status_code == 201
     pills = [pill["pill"] for pill in opened().get("/api/v1/gallery").json()["pills"]]
     assert pills == ["kept", "red-pill"]
 
@@ -260,6 +256,12 @@ def test_an_address_others_can_reach_needs_a_long_token(token: str, bundle: Path
         assert Settings(bundle=bundle, home=bundle, host=host).is_loopback
 
 
+def enrol(client: TestClient, pill: str, photo: bytes) -> Any:
+    """One photo that a pill fills, so that it is clipped, and no photo of another side."""
+    form = {"name": pill, "override_reason": "drawn by a test"}
+    return client.post("/api/v1/gallery", data=form, files=[("photos", ("1.png", photo))])
+
+
 def identify(client: TestClient, photo: bytes, *, crop: bool = False) -> Any:
     address = f"/api/v1/identify?crop={str(crop).lower()}"
     answer = client.post(address, files={"image": ("image.png", photo)})
@@ -307,8 +309,7 @@ def test_an_action_needs_a_decision(client: TestClient) -> None:
 @pytest.mark.parametrize("name", ["nobody", " ", "x" * 300, "\x91"])
 def test_forgetting_what_is_not_there_says_so(client: TestClient, name: str) -> None:
     assert client.delete(f"/api/v1/gallery/{name}").status_code == 404
-    files = [("photos", ("1.png", png(noise())))]
-    client.post("/api/v1/gallery", data={"name": "my pill"}, files=files)
+    assert enrol(client, "my pill", png(noise())).status_code == 201
     assert client.delete(f"/api/v1/gallery/{name}").status_code == 404
 
 

@@ -23,7 +23,7 @@ from pilltrack.core.errors import InputRejected, StageFailed
 from pilltrack.core.local import digest_of
 from pilltrack.edge import audit
 from pilltrack.edge.audit import AuditLog, Head, parse_head
-from tests.edge.records import NOON, noise, record
+from tests.edge.records import NOON, noise, override, record
 
 N_KILLS = 4
 WRITER = """
@@ -61,6 +61,26 @@ def test_decisions_come_back_as_written_the_newest_first(home: Path) -> None:
         assert [entry.id for entry in log.records(limit=2, before=3)] == [2, 1]
         assert log.records(before=1) == log.records(limit=0) == []
         assert log.entry(2) == log.records()[1]
+
+
+def test_overrides_come_back_as_written_and_are_no_decisions(home: Path) -> None:
+    one, two = override("aspirin"), override("ibuprofen")
+    with AuditLog(home) as log:
+        assert log.add_override(one) == 1
+        log.append(record(), [])
+        assert log.add_override(two) == 3
+        assert log.overrides() == [(3, two), (1, one)]
+        assert log.overrides(limit=1) == [(3, two)]
+        assert [entry.id for entry in log.records()] == [2]
+        with pytest.raises(InputRejected, match="not on record"):
+            log.entry(1)
+        assert log.verify().id == 3
+    tamper(home, "UPDATE entry SET content = replace(content, 'the last one', 'x') WHERE id = 1")
+    with AuditLog(home) as log:
+        with pytest.raises(StageFailed, match="row 1: changed"):
+            log.overrides()
+        with pytest.raises(StageFailed, match="row 1: changed"):
+            log.verify()
 
 
 def test_row_holds_canonical_json_and_the_hash_of_all_before_it(home: Path) -> None:

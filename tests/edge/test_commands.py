@@ -20,9 +20,10 @@ Captured = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def home(bundle: Path, tmp_path: Path) -> Path:
-    """Where one tray was checked and rejected, and one pill enrolled before it."""
+    """Where one tray was checked and rejected, and one pill enrolled, with a reason, before it."""
     service = Service(bundle, tmp_path / "home", threads=1)
-    service.enrol("noise", [("n.png", noise(1))], "front", crops=True)
+    photos = [("n.png", noise(1))]
+    service.enrol("noise", photos, ["front"], NOW, crops=True, reason="both sides are alike")
     checked = service.check(red(), service.expected(b"2 red-pill", "list"), NOW)
     service.act(checked.number, "rejected", "", NOW)
     service.close()
@@ -31,16 +32,25 @@ def home(bundle: Path, tmp_path: Path) -> Path:
 
 def test_decisions_are_listed(home: Path, capsys: Captured) -> None:
     assert main(["audit", "list", f"--home={home}"]) == 0
-    assert capsys.readouterr().out == "     1  2026-01-31 12:00:00Z  1 pill not ok, rejected\n"
+    assert capsys.readouterr().out == "     2  2026-01-31 12:00:00Z  1 pill not ok, rejected\n"
     assert main(["audit", "list", f"--home={home}", "--json"]) == 0
     row = json.loads(capsys.readouterr().out)
-    assert (row["id"], row["bundle"], row["actions"][0]["action"]) == (1, "tiny", "rejected")
+    assert (row["id"], row["bundle"], row["actions"][0]["action"]) == (2, "tiny", "rejected")
+
+
+def test_overrides_are_listed_with_their_reasons(home: Path, capsys: Captured) -> None:
+    assert main(["audit", "overrides", f"--home={home}"]) == 0
+    line = "     1  2026-01-31 12:00:00Z  noise (one side): both sides are alike\n"
+    assert capsys.readouterr().out == line
+    assert main(["audit", "overrides", f"--home={home}", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert (row["id"], row["pill"], row["reason"]) == (1, "noise", "both sides are alike")
 
 
 def test_a_changed_decision_is_found(home: Path, capsys: Captured) -> None:
     assert main(["audit", "verify", f"--home={home}"]) == 0
     printed = capsys.readouterr()
-    assert printed.out.startswith("2 rows, none changed; head 2:")
+    assert printed.out.startswith("3 rows, none changed; head 3:")
     assert "keep this head elsewhere" in printed.err
     head = printed.out.split()[-1]
     assert main(["audit", "verify", f"--home={home}", f"--head={head}"]) == 0
@@ -50,15 +60,15 @@ def test_a_changed_decision_is_found(home: Path, capsys: Captured) -> None:
         database.execute("UPDATE entry SET content = replace(content, 'rejected', 'confirmed')")
     capsys.readouterr()
     assert main(["audit", "verify", f"--home={home}"]) == 1
-    assert "2" in capsys.readouterr().err
+    assert "row 3: changed" in capsys.readouterr().err
 
 
 def test_a_decision_is_made_again_unless_the_gallery_has_changed(
     home: Path, bundle: Path, capsys: Captured
 ) -> None:
-    arguments = ["audit", "replay", "1", f"--home={home}", f"--bundle={bundle}"]
+    arguments = ["audit", "replay", "2", f"--home={home}", f"--bundle={bundle}"]
     assert main(arguments) == 0
-    assert capsys.readouterr().out == "decision 1: the same again (1 pills)\n"
+    assert capsys.readouterr().out == "decision 2: the same again (1 pills)\n"
     assert main(["gallery", "remove", "noise", f"--home={home}"]) == 0
     assert main(arguments) == 1
     assert "gallery" in capsys.readouterr().err
@@ -67,7 +77,7 @@ def test_a_decision_is_made_again_unless_the_gallery_has_changed(
 def test_looking_for_records_where_there_are_none_makes_none(
     tmp_path: Path, capsys: Captured
 ) -> None:
-    for action in (["list"], ["verify"], ["replay", "1"]):
+    for action in (["list"], ["verify"], ["replay", "1"], ["overrides"]):
         assert main(["audit", *action, f"--home={tmp_path / 'none'}"]) == 1
         assert "no record of decisions" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()

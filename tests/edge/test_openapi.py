@@ -34,7 +34,8 @@ def test_requests_invented_from_the_schema_are_answered_as_it_says(
     settings = Settings(bundle=bundle, home=tmp_path / "home", burst=1_000_000, requests_per_s=1e6)
     with serving(settings) as address, httpx.Client(base_url=f"{address}/api/v1") as client:
         files = [("photos", ("1.png", png(noise())))]
-        client.post("gallery", data={"name": "noise"}, files=files).raise_for_status()
+        form = {"name": "noise", "override_reason": "drawn by a test"}
+        client.post("gallery", data=form, files=files).raise_for_status()
         tray = {"image": ("tray.png", png(red()))}
         client.post("check", data={"expected": "1 red-pill"}, files=tray).raise_for_status()
         [record] = client.get("history").json()["records"]

@@ -101,6 +101,8 @@ def test_an_unknown_pill_is_enrolled_recognised_and_checked(page: Page) -> None:
         page.get_by_text(f"{number} photo", exact=False).first.wait_for()
     page.get_by_label("Name of the pill").fill("green capsule")
     page.get_by_role("button", name="Enrol", exact=True).click()
+    page.get_by_label("Why it is right").fill("the locator takes the frame for a pill")
+    page.get_by_role("button", name="Enrol all the same").click()
     page.get_by_text("green capsule is enrolled").wait_for()
 
     page.get_by_role("link", name="Identify").click()

@@ -1,9 +1,10 @@
 """Makes the models that the tests use.
 
 tiny.tflite, tiny_int8.tflite and tiny.onnx are one small untrained network in three exports;
-whole_frame_locator.tflite finds one pill in every frame, as large as the frame.
+whole_frame_locator.tflite finds one pill in every frame, as large as the frame;
+coloured_pill_locator.tflite takes all that is not grey for one pill, and nothing where all is.
 
-    python tests/golden/make_models.py
+    python tests/golden/make_models.py [locators]
 
 It needs the extra [train]; the tests need only its results, which are committed. Running it again
 may give other bytes (the exporters are not deterministic), and then other golden embeddings.
@@ -11,6 +12,7 @@ may give other bytes (the exporters are not deterministic), and then other golde
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import litert_torch
@@ -21,6 +23,7 @@ from ai_edge_quantizer import quantizer, recipe
 HERE = Path(__file__).parent
 INPUT_SIZE_PX = 32
 EMBEDDING_DIM = 8
+COLOURED_PX = 128  # input of the locator of coloured pills
 
 
 class TinyStudent(torch.nn.Module):
@@ -59,11 +62,45 @@ class WholeFrame(torch.nn.Module):
         return self.maps + 1e-12 * images.mean()  # else there would be no input
 
 
+class ColouredPill(torch.nn.Module):
+    """(1, 128, 128, 3) -> (1, 32, 32, 6): every cell sees the box of all coloured cells."""
+
+    at: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = COLOURED_PX // 4
+        self.register_buffer("at", torch.arange(self.cells) + 0.5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        spread = images.amax(dim=3) - images.amin(dim=3)  # (1, S, S), 0 where all is grey
+        spread = torch.nn.functional.avg_pool2d(spread[:, None], 4)[:, 0]  # (1, C, C)
+        pill = ((spread - 40) * 100).clamp(0, 1)
+        ends = []
+        for lines in (pill.amax(dim=1), pill.amax(dim=2)):  # columns, rows
+            first = self.cells - (lines * (self.cells - self.at + 0.5)).amax()
+            ends += [first, (lines * (self.at + 0.5)).amax()]
+        left, right, top, bottom = ends
+        x, y = (line.expand(self.cells, self.cells) for line in (self.at, self.at[:, None]))
+        away = ((x - (left + right) / 2) ** 2 + (y - (top + bottom) / 2) ** 2).sqrt()
+        middle = (0.9 - 0.02 * away).clamp(0, 1) * pill.amax()
+        distances = [
+            (distance / self.cells).clamp(0, 1).sqrt()
+            for distance in (x - left, y - top, right - x, bottom - y)
+        ]
+        return torch.stack([middle, pill[0], *distances], dim=2)[None]
+
+
 def main() -> None:
-    locator = HERE / "whole_frame_locator.tflite"
+    """Write all models, or only the locators."""
     example = torch.zeros(1, INPUT_SIZE_PX, INPUT_SIZE_PX, 3)
-    litert_torch.convert(WholeFrame().eval(), (example,)).export(str(locator))
-    locator.chmod(0o644)
+    for name, locator in (("whole_frame", WholeFrame()), ("coloured_pill", ColouredPill())):
+        side = COLOURED_PX if isinstance(locator, ColouredPill) else INPUT_SIZE_PX
+        file = HERE / f"{name}_locator.tflite"
+        litert_torch.convert(locator.eval(), (torch.zeros(1, side, side, 3),)).export(str(file))
+        file.chmod(0o644)
+    if sys.argv[1:] == ["locators"]:
+        return
 
     torch.manual_seed(0)
     random = np.random.default_rng(0)

@@ -65,9 +65,9 @@ class DeviceGallery:
         """List the enrolled pills of both, sorted."""
         return sorted({*self.bundled.pills(), *self.local.pills()})
 
-    def references(self) -> list[Reference]:
-        """List all references of both, sorted by (pill, side, image)."""
-        return sorted([*self.bundled.references(), *self.local.references()])
+    def references(self, pill: str | None = None) -> list[Reference]:
+        """List the references of a pill, or all, of both, sorted by (pill, side, image)."""
+        return sorted([*self.bundled.references(pill), *self.local.references(pill)])
 
     def require_space(self, space: str) -> None:
         """Raise SpaceMismatch, naming both, unless the galleries belong to `space`."""

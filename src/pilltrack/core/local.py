@@ -18,6 +18,7 @@ import io
 import os
 import unicodedata
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -115,27 +116,36 @@ class LocalReferences:
     def add(
         self, pill: str, photos: Sequence[tuple[str, NDArray[np.uint8]]], side: str = ""
     ) -> int:
-        """Add photos (name, RGB (H, W, 3) uint8) of one pill, all or none; return how many are new.
+        """Add photos of one pill that all show one side; return how many are new; as `adding`."""
+        with self.adding(pill, photos, [side] * len(photos)) as n_new:
+            return n_new
 
-        A photo the pill already has is not added again: it takes the new `side`, if one is given,
-        and its file is written anew, which mends a lost one.
+    @contextmanager
+    def adding(
+        self, pill: str, photos: Sequence[tuple[str, NDArray[np.uint8]]], sides: Sequence[str]
+    ) -> Iterator[int]:
+        """Add photos (name, RGB (H, W, 3) uint8) of one pill and their sides, all or none.
+
+        Yields how many are new; they count once the block has ended well, else none is added. A
+        photo the pill already has is not added again: it takes the new side, if one is given, and
+        its file is written anew, which mends a lost one.
 
         Raises InputRejected for a name or side that cannot be, a photo that belongs to another
         pill, or too many references; ImageRejected for a photo outside the limits of
-        `core.image`; ValueError for another shape or dtype.
+        `core.image`; ValueError for another shape or dtype, or not one side for each photo.
         """
         _check_name("name of the pill", pill, MAX_PILL_LENGTH)
-        if side not in SIDES:
-            raise _refused("side", repr(side), "front, back or nothing", "Name the side again.")
-        crops: dict[str, tuple[str, bytes]] = {}  # digest -> name of the photo, PNG
-        for image, photo in photos:
+        crops: dict[str, tuple[str, str, bytes]] = {}  # digest -> name of the photo, side, PNG
+        for (image, photo), side in zip(photos, sides, strict=True):
+            if side not in SIDES:
+                raise _refused("side", repr(side), "front, back or nothing", "Name the side again.")
             _check_name("name of the photo", image, MAX_NAME_LENGTH)
-            crops[digest_of(photo)] = image, _as_png(image, photo)
+            crops[digest_of(photo)] = image, side, _as_png(image, photo)
         with self._data.transaction():
             n_before = self._count()
-            for crop, (image, _) in crops.items():
+            for crop, (image, _, _) in crops.items():
                 self._require_free(crop, image, pill)
-            for crop, (image, png) in crops.items():
+            for crop, (image, side, png) in crops.items():
                 write_durably(self._crop_file(crop), png)
                 self._data.connection.execute(
                     "INSERT INTO reference (pill, side, image, crop) VALUES (?, ?, ?, ?)"
@@ -149,7 +159,7 @@ class LocalReferences:
                 expected, remedy = f"at most {MAX_REFERENCES}", "Remove pills, or build a bundle."
                 raise _refused(str(self._database), found, expected, remedy)
             sync_directory(self._crops)
-        return n_after - n_before
+            yield n_after - n_before
 
     def pills(self) -> dict[str, int]:
         """Map each pill to how many references it has, in order of name."""

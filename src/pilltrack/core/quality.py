@@ -81,6 +81,7 @@ class Fault:
     image: str  # name of the photo; empty where it is about all of them
     kind: FaultKind
     found: str  # with the measured figure
+    expected: str
     remedy: str  # for the person at the counter
     other: str = ""  # the enrolled pill it collides with
 
@@ -122,31 +123,29 @@ def photo_faults(
             "Lay the pill alone on a plain surface of another colour, about a quarter of the "
             "picture long."
         )
-        nothing = Fault(image, "no pill", "no pill found", remedy)
+        nothing = Fault(image, "no pill", "no pill found", "one pill", remedy)
         return [nothing, *_exposure_faults(image, _brightness(photo), float(_burnt(photo).mean()))]
     if len(found) > 1:
         remedy = "Leave this pill alone in the picture and take everything else away."
-        return [Fault(image, "several pills", f"{len(found)} pills found", remedy)]
+        return [Fault(image, "several pills", f"{len(found)} pills found", "one pill", remedy)]
     measured = measure(photo, found[0])
     least_px = LEAST_LENGTH * PILL_SHARE * input_size_px
     exposure = _exposure_faults(image, measured.brightness, measured.burnt)
     faults = _border_faults(image, photo, found[0])
     if measured.length_px < least_px:
-        seen = f"the pill is {measured.length_px:.0f} px long; at least {least_px:.0f} px"
-        faults.append(Fault(image, "too small", seen, _CLOSER))
+        seen = f"the pill is {measured.length_px:.0f} px long"
+        faults.append(Fault(image, "too small", seen, f"at least {least_px:.0f} px", _CLOSER))
     elif measured.blur > MOST_BLUR and measured.brightness >= LEAST_BRIGHTNESS:
-        seen = "no edge of the pill can be seen"
+        seen, wanted = "no edge of the pill can be seen", "sharp edges"
         if math.isfinite(measured.blur):
-            seen = (
-                f"edges are blurred by {measured.blur:.1%} of the pill's length; "
-                f"at most {MOST_BLUR:.1%}"
-            )
+            seen = f"edges are blurred by {measured.blur:.1%} of the pill's length"
+            wanted = f"at most {MOST_BLUR:.1%}"
         remedy = "Let the camera focus on the pill and hold it still; more light helps."
-        faults.append(Fault(image, "blurred", seen, remedy))
+        faults.append(Fault(image, "blurred", seen, wanted, remedy))
     if measured.glare > MOST_GLARE:
-        seen = f"a reflection covers {measured.glare:.0%} of the pill; at most {MOST_GLARE:.0%}"
+        seen = f"a reflection covers {measured.glare:.0%} of the pill"
         remedy = "Move the lamp aside, or turn the pill, until the bright spot is gone."
-        faults.append(Fault(image, "glare", seen, remedy))
+        faults.append(Fault(image, "glare", seen, f"at most {MOST_GLARE:.0%}", remedy))
     return faults + exposure
 
 
@@ -241,6 +240,7 @@ def collision(
         "collides",
         f"{len(taken_for)} of {len(images)} photos are taken for an enrolled pill, this one for "
         f"{other} (score {score:.2f}, accepted from {rule.threshold:.2f})",
+        "photos that are taken for no other pill",
         f"Compare both pictures. If they show the same pill, add the photos to {other}; if not, "
         "say what tells the two apart and enrol it all the same.",
         other,
@@ -249,24 +249,25 @@ def collision(
 
 def _exposure_faults(image: str, brightness: float, burnt: float) -> list[Fault]:
     if brightness < LEAST_BRIGHTNESS:
-        seen = f"the brightest parts reach {brightness:.0f} of 255; at least {LEAST_BRIGHTNESS:.0f}"
-        return [
-            Fault(image, "too dark", seen, "Turn on a lamp, or lay the pill on a lighter surface.")
-        ]
+        seen = f"the brightest parts reach {brightness:.0f} of 255"
+        remedy = "Turn on a lamp, or lay the pill on a lighter surface."
+        return [Fault(image, "too dark", seen, f"at least {LEAST_BRIGHTNESS:.0f}", remedy)]
     if burnt > MOST_BURNT:
-        seen = f"{burnt:.0%} is burnt out to white; at most {MOST_BURNT:.0%}"
+        seen = f"{burnt:.0%} is burnt out to white"
         remedy = "Use less light, or touch the pill on the screen so that the camera adapts to it."
-        return [Fault(image, "too bright", seen, remedy)]
+        return [Fault(image, "too bright", seen, f"at most {MOST_BURNT:.0%}", remedy)]
     return []
 
 
 def _border_faults(image: str, photo: NDArray[np.uint8], found: Found) -> list[Fault]:
     (x, y, width, height), (rows, columns) = found.box, photo.shape[:2]
     away_px = min(x, y, columns - x - width, rows - y - height)
-    if away_px > BORDER_SHARE * max(rows, columns):
+    least_px = math.floor(BORDER_SHARE * max(rows, columns)) + 1
+    if away_px >= least_px:
         return []
     seen = f"the pill ends {away_px} px from the border of the photo"
-    return [Fault(image, "clipped", seen, "Move the pill to the middle of the picture.")]
+    remedy = "Move the pill to the middle of the picture."
+    return [Fault(image, "clipped", seen, f"at least {least_px} px", remedy)]
 
 
 def _disagreements(
@@ -281,16 +282,17 @@ def _disagreements(
         least = int(means.argmin())
         if means[least] >= agreement:
             break
-        seen = f"its similarity to the other photos is {means[least]:.2f}; at least {agreement:.2f}"
+        wanted = f"at least {agreement:.2f}"
         if len(kept) == 2:
             names = " and ".join(images[row] for row in kept)
-            seen = f"the similarity of {names} is {means[least]:.2f}; at least {agreement:.2f}"
+            seen = f"the similarity of {names} is {means[least]:.2f}"
             remedy = "Take both again: same pill, same side up, in the same light."
-            return [*faults, Fault("", "disagrees", seen, remedy)]
+            return [*faults, Fault("", "disagrees", seen, wanted, remedy)]
+        seen = f"its similarity to the other photos is {means[least]:.2f}"
         remedy = (
             "Take it again with the same pill, same side up; if it shows the other side, say so."
         )
-        faults.append(Fault(images[kept.pop(least)], "disagrees", seen, remedy))
+        faults.append(Fault(images[kept.pop(least)], "disagrees", seen, wanted, remedy))
     return faults
 
 
@@ -304,7 +306,7 @@ def _side_faults(shown: set[str]) -> list[Fault]:
         seen = f"no photo of the {missing[0]}"
         remedy = f"Turn the pill over and add photos of its {missing[0]}."
     alike = " If both sides look alike, give that as the reason and go on."
-    return [Fault("", "one side", seen, remedy + alike)]
+    return [Fault("", "one side", seen, "photos of both sides", remedy + alike)]
 
 
 def _close_up(

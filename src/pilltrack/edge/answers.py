@@ -7,7 +7,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from pilltrack.core.identify import IdentifiedPill
+from pilltrack.core.quality import FaultKind
 from pilltrack.edge.audit import Entry
+from pilltrack.edge.enrol import Judged
 from pilltrack.edge.service import EnrolledPill, Look
 from pilltrack.edge.tracking import TrackedPill
 
@@ -80,6 +82,7 @@ class EnrolledAnswer(_Answer):
     pill: str
     references: int
     new: int
+    overridden: int = Field(description="faults that a reason on record outweighed")
 
 
 class GalleryPill(_Answer):
@@ -183,6 +186,45 @@ class Problem(_Answer):
     status: int
     detail: str
     remedy: str = ""
+
+
+class FaultAnswer(_Answer):
+    """A reason not to enrol."""
+
+    photo: int | None = Field(description="its place among the photos sent; null for all of them")
+    kind: FaultKind
+    found: str
+    expected: str
+    remedy: str
+    other: str | None = Field(description="the enrolled pill it collides with")
+    picture: str | None = Field(description="address of that pill's picture, if there is one")
+
+
+class EnrolmentProblem(Problem):
+    """Why photos were not enrolled; with an override_reason they can be if `can_override`."""
+
+    faults: list[FaultAnswer]
+    boxes: list[tuple[int, int, int, int] | None] = Field(
+        description="of the pill in each photo; null where none or several were found"
+    )
+    can_override: bool
+
+
+def fault_answers(judged: Judged, address: str) -> list[FaultAnswer]:
+    """What is wrong with photos; `address` is where photos that the device keeps are."""
+    picture = f"{address}/{judged.alike}.png" if judged.alike else None
+    return [
+        FaultAnswer(
+            photo=judged.names.index(fault.image) if fault.image else None,
+            kind=fault.kind,
+            found=fault.found,
+            expected=fault.expected,
+            remedy=fault.remedy,
+            other=fault.other or None,
+            picture=picture if fault.other else None,
+        )
+        for fault in judged.faults
+    ]
 
 
 def milliseconds(look: Look, decode_ms: float) -> Milliseconds:

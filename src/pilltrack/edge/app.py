@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import anyio
 import numpy as np
@@ -29,25 +29,27 @@ from starlette.routing import BaseRoute, Match
 from pilltrack import __version__
 from pilltrack.core.errors import InputRejected, PillTrackError
 from pilltrack.core.image import decode_image
-from pilltrack.core.local import SIDES
 from pilltrack.edge import live
 from pilltrack.edge.answers import (
     CheckAnswer,
     EnrolledAnswer,
+    EnrolmentProblem,
     GalleryAnswer,
     GalleryPill,
     HistoryAnswer,
     LookAnswer,
     Problem,
     StatusAnswer,
+    fault_answers,
     gallery_pill,
     look_answer,
     recorded_answer,
 )
 from pilltrack.edge.camera import Camera
 from pilltrack.edge.check import as_json
+from pilltrack.edge.enrol import Enrolled, PhotosRefused
 from pilltrack.edge.guard import COOKIE, HEADERS, Guard, cookie_of, is_token, problem
-from pilltrack.edge.record import MAX_ACTION_LENGTH, MAX_NOTE_LENGTH
+from pilltrack.edge.record import MAX_ACTION_LENGTH, MAX_NOTE_LENGTH, MAX_REASON_LENGTH
 from pilltrack.edge.service import Look, Service
 from pilltrack.edge.settings import Settings
 
@@ -62,6 +64,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {  # what any request may be answere
 }
 UPLOAD: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (400, 408, 413)}
 NAMED: dict[int | str, dict[str, Any]] = {404: {"model": Problem}}
+FAULTY: dict[int | str, dict[str, Any]] = {422: {"model": EnrolmentProblem | Problem}}
 
 
 def create_app(service: Service, settings: Settings, camera: Camera | None = None) -> FastAPI:
@@ -243,22 +246,43 @@ def _add_gallery(app: FastAPI, service: Service, desk: _Desk) -> None:
             raise HTTPException(404, "no such photo")
         return _picture(photo)
 
-    @app.post(f"{API}/gallery", status_code=201, responses=UPLOAD, summary="Enrol a pill")
+    @app.post(f"{API}/gallery", status_code=201, responses=UPLOAD | FAULTY, summary="Enrol a pill")
     async def enrol(
         name: Annotated[str, Form(min_length=1, max_length=200)],
         photos: Annotated[list[UploadFile], File(min_length=1, max_length=MAX_PHOTOS)],
-        side: Annotated[str, Form(pattern="|".join(f"^{side}$" for side in SIDES))] = "",
+        side: Annotated[
+            list[Literal["", "front", "back"]],
+            Form(
+                default_factory=list,
+                max_length=MAX_PHOTOS,
+                description="shown by the photos: one for all, or one for each",
+            ),
+        ],
         crop: Annotated[bool, Form(description="photos are nothing but the pill")] = False,
+        override_reason: Annotated[
+            str,
+            Form(
+                max_length=MAX_REASON_LENGTH,
+                description="why the pill is enrolled in spite of faults; goes on record",
+            ),
+        ] = "",
     ) -> EnrolledAnswer:
         data = [(photo.filename or f"photo-{n}", await photo.read())
                 for n, photo in enumerate(photos, 1)]  # fmt: skip
+        sides = _sides(side, len(data))
 
-        def add() -> tuple[int, int]:
+        def add() -> Enrolled:
             decoded = [(file, decode_image(content, name=file)) for file, content in data]
-            return service.enrol(name, decoded, side, crops=crop)
+            now = datetime.now(UTC)
+            return service.enrol(name, decoded, sides, now, crops=crop, reason=override_reason)
 
-        n_references, n_new = await desk.work(add)
-        return EnrolledAnswer(pill=name, references=n_references, new=n_new)
+        done = await desk.work(add)
+        return EnrolledAnswer(
+            pill=name,
+            references=done.references,
+            new=done.new,
+            overridden=len(done.overridden),
+        )
 
     @app.delete(f"{API}/gallery/{{pill}}", responses=UPLOAD | NAMED, summary="Forget a pill")
     async def forget(pill: str) -> dict[str, int]:
@@ -325,6 +349,20 @@ def _add_checking(app: FastAPI, service: Service, desk: _Desk) -> None:
         return _picture(photo)
 
 
+def _sides(sides: Sequence[str], n_photos: int) -> Sequence[str]:
+    """What each photo shows."""
+    if len(sides) == n_photos:
+        return sides
+    if len(sides) > 1:
+        raise InputRejected(
+            "side",
+            found=f"{len(sides)} for {n_photos} photos",
+            expected="one for all photos, or one for each",
+            remedy="Send as many sides as photos, in their order.",
+        )
+    return [*sides, ""][:1] * n_photos
+
+
 def _decoded(data: bytes, name: str) -> tuple[NDArray[np.uint8], float]:
     """A photo, and the milliseconds that decoding took."""
     start_s = time.perf_counter()
@@ -366,6 +404,19 @@ def _explain_errors(app: FastAPI) -> None:
         where = ".".join(str(part) for part in first["loc"])
         return _problem(422, f"{where}: {first['msg']}", "See /openapi.json for what is expected.")
 
+    @app.exception_handler(PhotosRefused)
+    async def faulty(_: Request, error: PhotosRefused) -> Response:
+        judged, faults = error.judged, fault_answers(error.judged, f"{API}/photos")
+        detail = f"{error.subject}: {error.found}; expected {error.expected}"
+        return _problem(
+            422,
+            detail,
+            error.remedy,
+            faults=[fault.model_dump() for fault in faults],
+            boxes=judged.boxes,
+            can_override=judged.can_override,
+        )
+
     @app.exception_handler(PillTrackError)
     async def explained(_: Request, error: PillTrackError) -> Response:
         status = 422 if isinstance(error, InputRejected) else 503
@@ -387,9 +438,9 @@ def _explain_errors(app: FastAPI) -> None:
             return _problem(503, found, "Check the disk and its permissions.")
 
 
-def _problem(status: int, detail: str, remedy: str) -> Response:
+def _problem(status: int, detail: str, remedy: str, **more: object) -> Response:
     headers = {"retry-after": "1"} if status == 429 else {}
-    return Response(problem(status, detail, remedy), status, headers, media_type=PROBLEM)
+    return Response(problem(status, detail, remedy, **more), status, headers, media_type=PROBLEM)
 
 
 def _methods(routes: Sequence[BaseRoute], request: Request) -> list[str]:

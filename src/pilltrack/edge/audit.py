@@ -1,7 +1,7 @@
 """The record of decisions: what this device said, on what grounds, and what people did with it.
 
     home/                mode 0700; every file in it 0600
-      audit.sqlite       one row for each decision and each action, only ever added
+      audit.sqlite       one row for each decision, action and override, only ever added
       audit/<digest>.png the crops that were decided, losslessly; named by `core.local.digest_of`
 
 A row's hash is the SHA-256 of its number, the hash of the row before it and its own content,
@@ -42,6 +42,7 @@ from pilltrack.edge.record import (
     MAX_NOTE_LENGTH,
     Action,
     DecisionRecord,
+    Override,
     Part,
     require_utc,
 )
@@ -162,6 +163,11 @@ class AuditLog:
             self._decision(decision)
             return self._add({"action": added.model_dump(mode="json")})
 
+    def add_override(self, override: Override) -> int:
+        """Add why photos were enrolled in spite of their faults; return the number of the row."""
+        with self._data.transaction():
+            return self._add({"override": override.model_dump(mode="json")})
+
     def entry(self, number: int) -> Entry:
         """The decision of that number; InputRejected when there is none."""
         digest, record = self._decision(number)
@@ -178,6 +184,16 @@ class AuditLog:
         return [
             Entry(row[0], row[2], record, self._actions(row[0])) for row, record in found if record
         ]
+
+    def overrides(self, limit: int = 50) -> list[tuple[int, Override]]:
+        """At most `limit` overrides with the numbers of their rows, the newest first."""
+        rows = self._data.rows(
+            "SELECT id, previous, hash, content FROM entry"
+            " WHERE json_type(content, '$.override') = 'object' ORDER BY id DESC LIMIT ?",
+            (max(0, limit),),
+        )
+        found = [(row[0], self._content(*row).override) for row in rows]
+        return [(number, override) for number, override in found if override]
 
     def crop(self, digest: str) -> NDArray[np.uint8]:
         """Read a crop (H, W, 3) uint8 of a record.
@@ -269,7 +285,8 @@ class AuditLog:
             return _Content.model_validate_json(content)
         except ValidationError as error:
             found = f"no record ({error.errors()[0]['msg']})"
-            raise _broken(self._database, number, found, "a decision or an action") from error
+            expected = "a decision, an action or an override"
+            raise _broken(self._database, number, found, expected) from error
 
     def _decision(self, number: int) -> tuple[str, DecisionRecord]:
         """The hash and the content of a decision."""
@@ -322,11 +339,12 @@ def canonical_json(value: object) -> str:
 class _Content(Part):
     decision: DecisionRecord | None = None
     action: Action | None = None
+    override: Override | None = None
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> _Content:
-        if (self.decision is None) == (self.action is None):
-            raise ValueError("a decision and an action, or neither")
+    def _just_one(self) -> _Content:
+        if [self.decision, self.action, self.override].count(None) != 2:
+            raise ValueError("a decision, an action and an override, several of them or none")
         return self
 
 

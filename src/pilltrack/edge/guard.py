@@ -156,14 +156,14 @@ def cookie_of(token: str) -> str:
     return hashlib.sha256(b"pilltrack session\0" + token.encode()).hexdigest()
 
 
-def problem(status: int, detail: str, remedy: str) -> bytes:
-    """An error as RFC 9457 has it."""
+def problem(status: int, detail: str, remedy: str, **more: object) -> bytes:
+    """An error as RFC 9457 has it, with `more` members of its own."""
     titles = {400: "Refused", 401: "Sign in", 403: "Forbidden", 404: "Not found",
               405: "Not so", 408: "Too slow", 409: "Conflict", 413: "Too large",
               421: "Another host", 422: "Refused", 429: "Too many requests",
               500: "Failed", 503: "Not ready"}  # fmt: skip
     content = {"type": "about:blank", "title": titles.get(status, "Error"), "status": status,
-               "detail": detail, "remedy": remedy}  # fmt: skip
+               "detail": detail, "remedy": remedy, **more}  # fmt: skip
     return json.dumps(content, ensure_ascii=False).encode()
 
 

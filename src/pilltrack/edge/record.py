@@ -1,7 +1,8 @@
 """What a decision rests on, complete enough to make it again, and what people did about it.
 
 A record names the bundle, the embedding space, the gallery and the rule by their digests and
-values, each pill by the digest of the crop that was decided about, and all that was decided.
+values, each pill by the digest of the crop that was decided about, and all that was decided. An
+override names what was wrong with the photos of a pill that was enrolled all the same, and why.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from pilltrack.edge.prescription import Expected
 
 MAX_ACTION_LENGTH = 100
 MAX_NOTE_LENGTH = 2000
+MAX_REASON_LENGTH = 2000
 
 
 def require_utc(time: datetime) -> datetime:
@@ -111,6 +113,36 @@ class Action(Part):
     decision: int
     action: str = Field(min_length=1, max_length=MAX_ACTION_LENGTH)
     note: str = Field(max_length=MAX_NOTE_LENGTH)
+
+
+class RecordedPhoto(Part):
+    """A photo that was enrolled; `crop` is the digest of what is kept of it."""
+
+    image: Text
+    side: Literal["", "front", "back"]
+    crop: Sha256
+
+
+class RecordedFault(Part):
+    """What was wrong, in the words that were said; `image` is empty for all photos together."""
+
+    image: Text
+    kind: Text
+    found: str = Field(max_length=10_000)
+    expected: Text
+    other: Text
+
+
+class Override(Part):
+    """Photos of a pill that were enrolled in spite of faults, and the reason for it."""
+
+    time: Utc
+    pill: Text
+    bundle: Text
+    space: Text
+    photos: tuple[RecordedPhoto, ...] = Field(min_length=1)
+    faults: tuple[RecordedFault, ...] = Field(min_length=1)
+    reason: str = Field(min_length=1, max_length=MAX_REASON_LENGTH)
 
 
 def decision_record(

@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pilltrack.core.enrol import lone_pill
 from pilltrack.core.errors import InputRejected
 from pilltrack.core.identify import (
     IdentifiedPill,
@@ -35,6 +34,7 @@ from pilltrack.core.local import Kept, LocalReferences, is_store
 from pilltrack.core.locate import crop
 from pilltrack.edge.audit import CROPS_DIRECTORY, DATABASE_FILE, AuditLog, Entry
 from pilltrack.edge.check import Check, check
+from pilltrack.edge.enrol import Enrolled, enrol
 from pilltrack.edge.prescription import Expected, read_expected
 from pilltrack.edge.record import decision_record, gallery_digest
 
@@ -156,24 +156,25 @@ class Service:
             return audit.crop(digest)
 
     def enrol(
-        self, pill: str, photos: Sequence[tuple[str, Frame]], side: str = "", *, crops: bool = False
-    ) -> tuple[int, int]:
-        """Enrol photos (name, frame) of one pill: all or none; how many it has, how many are new.
-
-        `crops`: the photos are nothing but the pill. Raises ImageRejected for a photo that shows
-        no pill or several, and as `LocalReferences.add`.
-        """
-        identifier = self._identifier
-        if not crops:
-            photos = [(name, lone_pill(identifier.locator, name, photo)) for name, photo in photos]
-        with self._writing, self._store() as local:
-            n_new = local.add(pill, photos, side)
-            references, embeddings = local.embedded(identifier.embedder, pill)
-            identifier.gallery.remove(pill)
-            identifier.gallery.enrol(references, embeddings)
+        self,
+        pill: str,
+        photos: Sequence[tuple[str, Frame]],
+        sides: Sequence[str],
+        time: datetime,
+        *,
+        crops: bool = False,
+        reason: str = "",
+    ) -> Enrolled:
+        """Enrol photos (name, frame) of one pill, all or none; as `edge.enrol.enrol`."""
+        with self._writing:  # what is judged against the gallery must be what joins it
             self._digest = ""
-        log.info("enrolled %d photos of %r, %d are new", len(photos), pill, n_new)
-        return len(references), n_new
+            done = enrol(
+                self._identifier, self.home, pill, photos, sides, time, crops=crops, reason=reason
+            )
+        log.info("enrolled %d photos of %r, %d are new", len(photos), pill, done.new)
+        if done.overridden:
+            log.info("in spite of %d faults, as is on record", len(done.overridden))
+        return done
 
     def forget(self, pill: str) -> int:
         """Forget what this device enrolled of a pill and delete its photos; how many there were."""
