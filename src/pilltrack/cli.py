@@ -709,7 +709,8 @@ def _add_serve(commands: Any) -> None:
         "open the device's page and API on this machine",
         "pilltrack serve\n"
         "pilltrack serve --camera 0\n"
-        "PILLTRACK_TOKEN=... pilltrack serve --host 192.168.1.20",
+        "PILLTRACK_TOKEN=... pilltrack serve --host 192.168.1.20\n"
+        "PILLTRACK_MQTT_PASSWORD=... pilltrack serve --mqtt-host broker.local --mqtt-tls",
     )
     _add_bundle(command)
     _add_home(command)
@@ -723,12 +724,22 @@ def _add_serve(commands: Any) -> None:
     command.add_argument(
         "--threads", type=_positive, default=2, help="that each model may use; default: 2"
     )
+    command.add_argument(
+        "--mqtt-host", metavar="HOST", help="a broker that is told of events (docs/device.md)"
+    )
+    command.add_argument(
+        "--mqtt-port", type=_port, metavar="PORT", help="default: 1883, with TLS 8883"
+    )
+    command.add_argument("--mqtt-topic", metavar="TOPIC", help="default: pilltrack")
+    command.add_argument(
+        "--mqtt-tls", action="store_true", default=None, help="encrypt the connection to the broker"
+    )
     command.set_defaults(run=_serve)
 
 
 def _serve(arguments: argparse.Namespace) -> int:
     from pilltrack.edge.serve import serve
-    from pilltrack.edge.settings import Settings, token_of
+    from pilltrack.edge.settings import Settings, broker_of, token_of
 
     settings = Settings(
         bundle=_bundle(arguments),
@@ -738,6 +749,9 @@ def _serve(arguments: argparse.Namespace) -> int:
         token=token_of(),
         camera=arguments.camera,
         threads=arguments.threads,
+        mqtt=broker_of(
+            arguments.mqtt_host, arguments.mqtt_port, arguments.mqtt_topic, arguments.mqtt_tls
+        ),
     )
     serve(settings)
     return 0

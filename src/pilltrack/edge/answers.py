@@ -176,6 +176,9 @@ class StatusAnswer(_Answer):
     captures: str
     camera: bool
     frames: int
+    events: Literal["off", "connected", "disconnected"] = Field(description="to an MQTT broker")
+    events_waiting: int
+    events_dropped: int
 
 
 class Problem(_Answer):

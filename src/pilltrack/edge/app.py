@@ -48,7 +48,16 @@ from pilltrack.edge.answers import (
 from pilltrack.edge.camera import Camera
 from pilltrack.edge.check import as_json
 from pilltrack.edge.enrol import Enrolled, PhotosRefused
+from pilltrack.edge.events import (
+    ActionEvent,
+    CheckEvent,
+    EnrolEvent,
+    Event,
+    ForgetEvent,
+    IdentifyEvent,
+)
 from pilltrack.edge.guard import COOKIE, HEADERS, Guard, cookie_of, is_token, problem
+from pilltrack.edge.mqtt import EventMetrics, Events
 from pilltrack.edge.record import MAX_ACTION_LENGTH, MAX_NOTE_LENGTH, MAX_REASON_LENGTH
 from pilltrack.edge.service import Look, Service
 from pilltrack.edge.settings import Settings
@@ -67,14 +76,21 @@ NAMED: dict[int | str, dict[str, Any]] = {404: {"model": Problem}}
 FAULTY: dict[int | str, dict[str, Any]] = {422: {"model": EnrolmentProblem | Problem}}
 
 
-def create_app(service: Service, settings: Settings, camera: Camera | None = None) -> FastAPI:
-    """The app around an open service; it closes both when it stops."""
+def create_app(
+    service: Service,
+    settings: Settings,
+    camera: Camera | None = None,
+    events: Events | None = None,
+) -> FastAPI:
+    """The app around an open service; it closes all of them when it stops."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         if camera is not None:
             camera.close()
+        if events is not None:
+            await to_thread.run_sync(events.close)
         service.close()
 
     app = FastAPI(
@@ -87,7 +103,7 @@ def create_app(service: Service, settings: Settings, camera: Camera | None = Non
         redirect_slashes=False,
         responses=PROBLEMS,
     )
-    desk = _Desk(service, settings)
+    desk = _Desk(service, settings, events)
     _explain_errors(app)
     _add_health(app, service, desk)
     _add_session(app, settings)
@@ -113,9 +129,10 @@ class Metrics(Response):
 
 
 class _Desk:
-    """Where looks are counted, and where more than `max_waiting` of them are turned away."""
+    """Where looks are counted and told of, and more than `max_waiting` of them turned away."""
 
-    def __init__(self, service: Service, settings: Settings) -> None:
+    def __init__(self, service: Service, settings: Settings, events: Events | None) -> None:
+        self.events = events
         self.free = anyio.Semaphore(settings.max_waiting)
         self.registry = CollectorRegistry()
         self.frames = 0
@@ -130,6 +147,8 @@ class _Desk:
         self.refused = Counter("pilltrack_busy", "Requests told to wait", registry=self.registry)
         references = Gauge("pilltrack_references", "Enrolled references", registry=self.registry)
         references.set_function(lambda: float(len(service.identifier.gallery)))
+        if events is not None:
+            self.registry.register(EventMetrics(events))
 
     def seen(self, look: Look, _: float = 0.0) -> None:
         """Count a look."""
@@ -137,6 +156,11 @@ class _Desk:
         self.ms.observe((look.locate_ms + look.identify_ms) / 1000)
         for pill in look.pills:
             self.pills.labels(pill.decision.kind).inc()
+
+    def tell(self, event: Event) -> None:
+        """Send an event, where there is someone to be told."""
+        if self.events is not None:
+            self.events.publish(event)
 
     async def work(self, call: Callable[[], T]) -> T:
         """Run a call in a thread, or refuse with 429 when as many are at it as may."""
@@ -198,6 +222,9 @@ def _add_looking(app: FastAPI, service: Service, desk: _Desk, camera: Camera | N
             captures=rule.captures,
             camera=camera is not None,
             frames=desk.frames,
+            events=_connection(desk.events),
+            events_waiting=desk.events.n_waiting if desk.events else 0,
+            events_dropped=desk.events.n_dropped if desk.events else 0,
         )
 
     @app.post(f"{API}/identify", responses=UPLOAD, summary="Find and name the pills in a photo")
@@ -211,7 +238,9 @@ def _add_looking(app: FastAPI, service: Service, desk: _Desk, camera: Camera | N
             frame, decode_ms = _decoded(data, name)
             seen = service.look(frame, is_crop=crop)
             desk.seen(seen)
-            return look_answer(seen, frame.shape[1], frame.shape[0], decode_ms)
+            answer = look_answer(seen, frame.shape[1], frame.shape[0], decode_ms)
+            desk.tell(IdentifyEvent(**_now(service), pills=answer.pills))
+            return answer
 
         return await desk.work(look)
 
@@ -277,18 +306,21 @@ def _add_gallery(app: FastAPI, service: Service, desk: _Desk) -> None:
             return service.enrol(name, decoded, sides, now, crops=crop, reason=override_reason)
 
         done = await desk.work(add)
-        return EnrolledAnswer(
+        answer = EnrolledAnswer(
             pill=name,
             references=done.references,
             new=done.new,
             overridden=len(done.overridden),
         )
+        desk.tell(EnrolEvent(**_now(service), **answer.model_dump()))
+        return answer
 
     @app.delete(f"{API}/gallery/{{pill}}", responses=UPLOAD | NAMED, summary="Forget a pill")
     async def forget(pill: str) -> dict[str, int]:
         n_removed = await to_thread.run_sync(service.forget, pill)
         if not n_removed:
             raise HTTPException(404, f"{pill!r} was not enrolled on this device")
+        desk.tell(ForgetEvent(**_now(service), pill=pill, removed=n_removed))
         return {"removed": n_removed}
 
 
@@ -313,8 +345,9 @@ def _add_checking(app: FastAPI, service: Service, desk: _Desk) -> None:
             done = service.check(frame, wanted, datetime.now(UTC))
             desk.seen(done.look)
             look = look_answer(done.look, frame.shape[1], frame.shape[0], decode_ms)
-            content = {"number": done.number, **as_json(done.check), "look": look}
-            return CheckAnswer.model_validate(content)
+            content = {"number": done.number, **as_json(done.check)}
+            desk.tell(CheckEvent.model_validate({**_now(service), **content, "pills": look.pills}))
+            return CheckAnswer.model_validate({**content, "look": look})
 
         return await desk.work(checked)
 
@@ -330,7 +363,9 @@ def _add_checking(app: FastAPI, service: Service, desk: _Desk) -> None:
                 raise HTTPException(404, f"decision {number} is not on record")
             return service.act(number, action, note, datetime.now(UTC))
 
-        return {"number": await to_thread.run_sync(act)}
+        row = await to_thread.run_sync(act)
+        desk.tell(ActionEvent(**_now(service), number=number, action=action))
+        return {"number": row}
 
     @app.get(f"{API}/history", summary="Decisions on record, newest first")
     async def history(
@@ -361,6 +396,17 @@ def _sides(sides: Sequence[str], n_photos: int) -> Sequence[str]:
             remedy="Send as many sides as photos, in their order.",
         )
     return [*sides, ""][:1] * n_photos
+
+
+def _now(service: Service) -> Any:
+    """What every event says."""
+    return {"time": datetime.now(UTC), "bundle": service.identifier.manifest.name}
+
+
+def _connection(events: Events | None) -> Literal["off", "connected", "disconnected"]:
+    if events is None:
+        return "off"
+    return "connected" if events.connected else "disconnected"
 
 
 def _decoded(data: bytes, name: str) -> tuple[NDArray[np.uint8], float]:

@@ -10,6 +10,7 @@ import uvicorn
 from pilltrack.core.errors import StageFailed
 from pilltrack.edge.app import create_app
 from pilltrack.edge.camera import Camera
+from pilltrack.edge.mqtt import Events
 from pilltrack.edge.service import Service
 from pilltrack.edge.settings import Settings
 
@@ -29,9 +30,10 @@ def serve(settings: Settings) -> None:
     try:
         service = Service(settings.bundle, settings.home, settings.threads)
         camera = Camera(settings.camera) if settings.camera is not None else None
+        events = Events(settings.mqtt) if settings.mqtt is not None else None
         server = uvicorn.Server(
             uvicorn.Config(
-                create_app(service, settings, camera),
+                create_app(service, settings, camera, events),
                 log_level="warning",
                 access_log=False,  # addresses of the page may hold names of pills
                 server_header=False,

@@ -15,14 +15,18 @@ export async function open(place) {
     groups.replaceChildren(...Object.entries(text.status).map(([title, rows]) =>
       element("section", { class: "card" }, element("h2", {}, title),
         element("dl", {}, Object.entries(rows).flatMap(([key, words]) =>
-          [element("dt", {}, words), element("dd", {}, inWords(key, status[key]))])))));
+          [element("dt", {}, words), element("dd", {}, inWords(key, status[key], status))])))));
   }
   await show();
   const timer = setInterval(() => show().catch(() => {}), 5000);
   return () => clearInterval(timer);
 }
 
-function inWords(key, value) {
+function inWords(key, value, status) {
+  if (key === "events") {
+    const { events_waiting: waiting, events_dropped: dropped } = status;
+    return text.eventsNow[value] + (waiting || dropped ? ` (${text.eventsLost(waiting, dropped)})` : "");
+  }
   if (key === "uptime_s") return text.duration(Math.floor(value / 3600), Math.floor((value % 3600) / 60));
   if (SHARES.has(key)) return `${(100 * value).toFixed(1)} %`;
   if (DIGESTS.has(key)) return element("code", {}, value);
