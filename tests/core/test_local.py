@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pilltrack.core import local as local_module
 from pilltrack.core.errors import ImageRejected, InputRejected, StageFailed
 from pilltrack.core.gallery import Reference
-from pilltrack.core.local import LocalReferences, is_store
+from pilltrack.core.local import LocalReferences, digest_of, is_store
 
 N_KILLS = 50
 # Each start is a process of its own, forked from one that has everything imported: 0.05 s, not 0.4.
@@ -267,6 +267,15 @@ def test_each_photo_may_show_another_side(home: Path) -> None:
         assert [kept.side for kept in local.kept()] == ["front", "back"]
         with pytest.raises(ValueError, match="zip"), local.adding("red", [("r.png", RED)], []):
             pass
+
+
+def test_an_embedding_made_before_is_not_made_again(home: Path) -> None:
+    mean, made = Mean(), np.eye(2, dtype=np.float32)
+    with LocalReferences(home) as local:
+        with local.adding("red", [("r.png", RED)], [""]):
+            local.remember(mean.space, [digest_of(RED), digest_of(DARK_RED)], made)
+        np.testing.assert_array_equal(local.embedded(mean)[1], made[:1])
+        assert mean.n_seen == 0
 
 
 def test_nothing_is_added_when_the_block_fails(home: Path) -> None:

@@ -161,6 +161,18 @@ class LocalReferences:
             sync_directory(self._crops)
             yield n_after - n_before
 
+    def remember(self, space: str, crops: Sequence[str], embeddings: NDArray[np.float32]) -> None:
+        """Keep what `core.enrol.embed_references` made of photos, so that `embedded` need not.
+
+        `crops` are their digests; embeddings (N, D) float32. Of a photo that is not kept, or has
+        one in that space, nothing changes. Within `adding` it is part of what is added.
+        """
+        for crop, embedding in zip(crops, embeddings, strict=True):
+            self._data.rows(
+                "INSERT OR IGNORE INTO embedding SELECT crop, ?, ? FROM reference WHERE crop = ?",
+                (space, embedding.astype("<f4").tobytes(), crop),
+            )
+
     def pills(self) -> dict[str, int]:
         """Map each pill to how many references it has, in order of name."""
         return dict(
@@ -284,12 +296,7 @@ class LocalReferences:
             if not embedding.any():
                 raise _unusable(self._crop_file(crop), "nothing the model sees", pill, image)
         with self._data.transaction():
-            for (crop, _, _), embedding in zip(photos, embeddings, strict=True):
-                self._data.connection.execute(
-                    "INSERT OR IGNORE INTO embedding SELECT crop, ?, ? FROM reference"
-                    " WHERE crop = ?",
-                    (embedder.space, embedding.astype("<f4").tobytes(), crop),
-                )
+            self.remember(embedder.space, [crop for crop, _, _ in photos], embeddings)
 
     def _read_crop(self, crop: str, pill: str, image: str) -> NDArray[np.uint8]:
         file = self._crop_file(crop)

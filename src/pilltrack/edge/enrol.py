@@ -51,6 +51,7 @@ class Judged:
     names: tuple[str, ...]  # of all photos, no two alike
     boxes: tuple[tuple[int, int, int, int] | None, ...]  # None where not just one pill was found
     crops: tuple[Photo, ...]  # of the others
+    embeddings: NDArray[np.float32]  # (len(crops), D), to enrol them with
     faults: tuple[Fault, ...]
     alike: str  # digest of the kept photo of the pill they collide with; empty without one
 
@@ -112,6 +113,8 @@ def enrol(
     kept = list(zip(judged.names, judged.crops, strict=True))
     with LocalReferences(home, check=False) as local:
         with local.adding(pill, kept, sides) as n_new:
+            digests = [digest_of(crop) for crop in judged.crops]
+            local.remember(identifier.embedder.space, digests, judged.embeddings)
             if judged.faults:
                 override = _override(identifier, pill, judged, sides, reason, time)
                 with AuditLog(home) as audit:
@@ -161,7 +164,14 @@ def _judged(
     if fault := collision([*cut], candidates, pill, identifier.calibration):
         faults.append(fault)
         alike = _most_alike(identifier, home, fault.other, probes[[*cut].index(fault.image)])
-    return Judged(tuple(names), tuple(map(boxes.get, names)), tuple(squares), tuple(faults), alike)
+    return Judged(
+        tuple(names),
+        tuple(map(boxes.get, names)),
+        tuple(squares),
+        embeddings,
+        tuple(faults),
+        alike,
+    )
 
 
 def _most_alike(identifier: Identifier, home: Path, pill: str, probe: NDArray[np.float32]) -> str:
