@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import httpx
+import pytest
 
 from pilltrack.edge.settings import Settings
 from tests.edge.server import serving
@@ -24,3 +28,21 @@ def test_answers_on_a_kept_connection_are_sent_at_once(bundle: Path, tmp_path: P
             assert client.get("/healthz").status_code == 200
             times_s.append(time.perf_counter() - start_s)
     assert min(times_s) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("limits", "status"),
+    [({"max_upload_bytes": 1000}, 413), ({"burst": 1, "requests_per_s": 0.001}, 429)],
+)
+def test_a_refusal_reaches_a_client_that_still_sends_and_closes_the_connection(
+    bundle: Path, tmp_path: Path, limits: dict[str, float], status: int
+) -> None:
+    """Were the connection closed on what it still sends, it would see that, and no answer."""
+    settings = Settings(bundle=bundle, home=tmp_path / "home", **limits)  # type: ignore[arg-type]
+    with serving(settings) as address:
+        urlopen(f"{address}/healthz").close()
+        for _ in range(3):
+            with pytest.raises(HTTPError) as refused:
+                urlopen(f"{address}/api/v1/identify", data=bytes(20_000_000))
+            assert refused.value.code == status
+            assert json.load(refused.value)["remedy"]

@@ -19,6 +19,7 @@ import json
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -34,6 +35,7 @@ OPEN_PATHS = frozenset(
     {"/healthz", "/readyz", "/api/v1/session"}
 )  # asked before any token is known
 MAX_CLIENTS = 10_000  # buckets kept; the oldest goes first
+LINGER_S = 5.0  # for the rest of a request that is refused
 HEADERS: Final = {
     "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; "
     "media-src 'self' blob:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'; "
@@ -106,22 +108,23 @@ class Guard:
         settings = self.settings
         limit, deadline_s = settings.max_upload_bytes, time.monotonic() + settings.timeout_s
         refusal: tuple[int, str, str] | None = None
-        n_bytes = 0
+        n_bytes, still_sends = 0, True
         announced = Headers(scope=scope).get("content-length", "0")
         if announced.isdecimal() and int(announced) > limit:
             await _refuse(scope, receive, send, *_too_large(limit))
             return
 
         async def counted() -> Message:
-            nonlocal n_bytes, refusal
+            nonlocal n_bytes, refusal, still_sends
             try:
                 left_s = max(0.01, deadline_s - time.monotonic())
                 message = await asyncio.wait_for(receive(), left_s)
             except TimeoutError:
                 found = f"not all of the request after {settings.timeout_s:g} s"
-                refusal = (408, found, "Send it again.")
+                refusal, still_sends = (408, found, "Send it again."), False
                 return {"type": "http.disconnect"}
             n_bytes += len(message.get("body", b""))
+            still_sends = message.get("more_body", False)
             if n_bytes > limit:
                 refusal = _too_large(limit)
                 return {"type": "http.disconnect"}
@@ -143,7 +146,7 @@ class Guard:
             if refusal is None:
                 raise
         if refusal is not None:
-            await _refuse(scope, receive, send, *refusal)
+            await _refuse(scope, receive, send, *refusal, still_sends=still_sends)
 
 
 def is_token(settings: Settings, token: str) -> bool:
@@ -168,7 +171,14 @@ def problem(status: int, detail: str, remedy: str, **more: object) -> bytes:
 
 
 async def _refuse(
-    scope: Scope, receive: Receive, send: Send, status: int, detail: str, remedy: str
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    status: int,
+    detail: str,
+    remedy: str,
+    *,
+    still_sends: bool = True,
 ) -> None:
     if scope["type"] == "websocket":
         await receive()  # the connect message
@@ -179,9 +189,22 @@ async def _refuse(
         extra = [*extra, (b"retry-after", b"1")]
     if status == 401:
         extra = [*extra, (b"www-authenticate", b"Bearer")]
-    headers = [(b"content-type", b"application/problem+json"), *extra]
+    body = problem(status, detail, remedy)
+    headers = [(b"content-type", b"application/problem+json"), *extra,
+               (b"content-length", str(len(body)).encode())]  # fmt: skip
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": problem(status, detail, remedy)})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    if still_sends:
+        await _take_the_rest(receive)
+    await send({"type": "http.response.body"})
+
+
+async def _take_the_rest(receive: Receive) -> None:
+    """Let a client finish sending: where a connection closes before, it never sees the answer."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_S):
+            while (await receive()).get("more_body"):
+                pass
 
 
 def _too_large(limit: int) -> tuple[int, str, str]:
