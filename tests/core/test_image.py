@@ -52,6 +52,15 @@ def test_lossless_colour_image_keeps_every_pixel(file_format: str) -> None:
     assert decoded.flags["C_CONTIGUOUS"]
 
 
+@pytest.mark.parametrize("strip_px", [8, 7])  # two strips; two, and two rows more
+def test_an_image_higher_than_a_strip_keeps_every_pixel(
+    strip_px: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "STRIP_PX", strip_px)
+    decoded = decode(encoded(Image.fromarray(gradient()), "PNG"))
+    np.testing.assert_array_equal(decoded, gradient())
+
+
 def test_lossless_webp_keeps_every_pixel() -> None:
     decoded = decode(encoded(Image.fromarray(gradient()), "WEBP", lossless=True))
     np.testing.assert_array_equal(decoded, gradient())

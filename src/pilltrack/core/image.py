@@ -20,6 +20,7 @@ from pilltrack.core.errors import ImageRejected
 MAX_BYTES = 64 * 1024 * 1024
 MAX_PIXELS = 50_000_000
 MIN_SIDE_PX = 16
+STRIP_PX = 256  # rows that are copied at a time
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # a phone's MPO opens as its first JPEG
 _TURNS = {  # EXIF orientation -> what makes it upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -72,7 +73,7 @@ def decode_image(data: bytes, *, name: str) -> NDArray[np.uint8]:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(name, image.size)
                 image.load()
-                return np.ascontiguousarray(np.asarray(_as_rgb(_upright(image))))
+                return _pixels(_as_rgb(_upright(image)))
     except (ImageRejected, MemoryError):
         raise
     except UnidentifiedImageError as error:
@@ -98,7 +99,16 @@ def _as_rgb(image: Image.Image) -> Image.Image:
         rgba = image.convert("RGBA")
         black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
         return Image.alpha_composite(black, rgba).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+
+
+def _pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """Its pixels (H, W, 3); strip by strip, as Pillow would take three times the room at once."""
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, STRIP_PX):
+        bottom = min(top + STRIP_PX, image.height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    return pixels
 
 
 def _check_size(name: str, size: tuple[int, int]) -> None:

@@ -134,6 +134,7 @@ class _Desk:
     def __init__(self, service: Service, settings: Settings, events: Events | None) -> None:
         self.events = events
         self.free = anyio.Semaphore(settings.max_waiting)
+        self.hands = anyio.CapacityLimiter(settings.max_at_once)
         self.registry = CollectorRegistry()
         self.frames = 0
         labels = ["decision"]
@@ -170,7 +171,7 @@ class _Desk:
             self.refused.inc()
             raise HTTPException(429, "as many photos as this device can look at") from error
         try:
-            return await to_thread.run_sync(call)
+            return await to_thread.run_sync(call, limiter=self.hands)
         finally:
             self.free.release()
 

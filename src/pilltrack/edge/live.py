@@ -56,7 +56,7 @@ async def from_browser(socket: WebSocket, service: Service, seen: Seen) -> None:
             arrived.clear()
             if left:
                 return
-            data, newest[:] = newest[0], []
+            data, newest[:], before = newest[0], [], n_dropped
             number += 1
             try:
                 frame, decode_ms = await to_thread.run_sync(_decoded, data)
@@ -65,7 +65,7 @@ async def from_browser(socket: WebSocket, service: Service, seen: Seen) -> None:
                 continue
             look = await to_thread.run_sync(service.look, frame)
             seen(look, decode_ms)
-            answer = _answer(tracker, look, frame, decode_ms, number, n_dropped)
+            answer = _answer(tracker, look, frame, decode_ms, number, before)
             await socket.send_text(answer.model_dump_json())
     except (WebSocketDisconnect, RuntimeError):
         return

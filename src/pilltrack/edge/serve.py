@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import socket
 
@@ -18,6 +19,8 @@ log = logging.getLogger(__name__)
 
 MAX_FRAME_BYTES = 4 * 1024 * 1024  # of one message on a socket
 IDLE_S = 30
+MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
+LARGE_BYTES = 2 * 1024 * 1024  # a live frame is smaller
 
 
 def serve(settings: Settings) -> None:
@@ -26,6 +29,7 @@ def serve(settings: Settings) -> None:
     Raises StageFailed when the address is taken or not this machine's; BundleRejected,
     InputRejected and StageFailed as `Service` and `Camera`.
     """
+    return_large_memory()
     listening = listen(settings.host, settings.port)
     try:
         service = Service(settings.bundle, settings.home, settings.threads)
@@ -47,6 +51,17 @@ def serve(settings: Settings) -> None:
         server.run(sockets=[listening])
     finally:
         listening.close()
+
+
+def return_large_memory() -> None:
+    """Have what a photo took given back to the system as soon as it is freed.
+
+    glibc keeps freed memory for each thread and learns to keep ever larger pieces: with photos of
+    12 megapixels, one after another, the process grew by 64 MB every fifty.
+    """
+    c = ctypes.CDLL(None)
+    if hasattr(c, "mallopt"):  # other C libraries keep nothing
+        c.mallopt(MMAP_THRESHOLD, LARGE_BYTES)
 
 
 def listen(host: str, port: int) -> socket.socket:
