@@ -302,7 +302,8 @@ def _add_gallery(app: FastAPI, service: Service, desk: _Desk) -> None:
         sides = _sides(side, len(data))
 
         def add() -> Enrolled:
-            decoded = [(file, decode_image(content, name=file)) for file, content in data]
+            # One at a time: twenty of a phone are 700 MB.
+            decoded = ((file, decode_image(content, name=file)) for file, content in data)
             now = datetime.now(UTC)
             return service.enrol(name, decoded, sides, now, crops=crop, reason=override_reason)
 

@@ -13,7 +13,7 @@ in that instant alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -89,14 +89,14 @@ def enrol(
     identifier: Identifier,
     home: Path,
     pill: str,
-    photos: Sequence[tuple[str, Photo]],
+    photos: Iterable[tuple[str, Photo]],
     sides: Sequence[str],
     time: datetime,
     *,
     crops: bool = False,
     reason: str = "",
 ) -> Enrolled:
-    """Enrol photos (name, RGB (H, W, 3) uint8) of one pill, all or none.
+    """Enrol photos (name, RGB (H, W, 3) uint8) of one pill, all or none; taken one by one.
 
     `identifier` searches `home` too; `sides` says what each photo shows, "front", "back" or
     nothing; `time` is in UTC. `crops`: the photos are nothing but the pill, and what depends on
@@ -129,7 +129,7 @@ def _judged(
     identifier: Identifier,
     home: Path,
     pill: str,
-    photos: Sequence[tuple[str, Photo]],
+    photos: Iterable[tuple[str, Photo]],
     sides: Sequence[str],
     crops: bool,
 ) -> Judged:
@@ -138,10 +138,12 @@ def _judged(
     Of photos of none or several pills only the side counts for what is said about all together.
     """
     size_px, faults, alike = identifier.embedder.input_size_px, list[Fault](), ""
-    names = _told_apart([name for name, _ in photos])
+    names: list[str] = []
     boxes: dict[str, tuple[int, int, int, int]] = {}
     cut: dict[str, tuple[Photo, str]] = {}  # name -> crop, side
-    for name, (_, photo), side in zip(names, photos, sides, strict=True):
+    for (called, photo), side in zip(photos, sides, strict=True):
+        name = _told_apart(called, names)
+        names.append(name)
         if crops:
             whole = Found((0, 0, *photo.shape[1::-1]), np.ones(photo.shape[:2], bool), 1.0)
             found, of_photo = [whole], photo_faults(name, photo, [whole], size_px)
@@ -217,18 +219,15 @@ def _override(
     )
 
 
-def _told_apart(names: Sequence[str]) -> list[str]:
-    """Names that differ: phones call every photo alike.
+def _told_apart(name: str, taken: Sequence[str]) -> str:
+    """A name that differs from those before it: phones call every photo alike.
 
-    >>> _told_apart(["image.jpg", "a.jpg", "image.jpg"])
-    ['image.jpg', 'a.jpg', 'image.jpg (3)']
+    >>> _told_apart("image.jpg", ["image.jpg", "a.jpg"])
+    'image.jpg (3)'
     """
-    told: list[str] = []
-    for number, name in enumerate(names, 1):
-        while name in told:
-            name = f"{name} ({number})"
-        told.append(name)
-    return told
+    while name in taken:
+        name = f"{name} ({len(taken) + 1})"
+    return name
 
 
 def _checked(reason: str) -> str:

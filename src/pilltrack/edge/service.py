@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -158,7 +158,7 @@ class Service:
     def enrol(
         self,
         pill: str,
-        photos: Sequence[tuple[str, Frame]],
+        photos: Iterable[tuple[str, Frame]],
         sides: Sequence[str],
         time: datetime,
         *,
@@ -171,7 +171,7 @@ class Service:
             done = enrol(
                 self._identifier, self.home, pill, photos, sides, time, crops=crops, reason=reason
             )
-        log.info("enrolled %d photos of %r, %d are new", len(photos), pill, done.new)
+        log.info("enrolled %d photos of %r, %d are new", len(sides), pill, done.new)
         if done.overridden:
             log.info("in spite of %d faults, as is on record", len(done.overridden))
         return done
