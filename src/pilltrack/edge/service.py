@@ -36,7 +36,7 @@ from pilltrack.edge.audit import CROPS_DIRECTORY, DATABASE_FILE, AuditLog, Entry
 from pilltrack.edge.check import Check, check
 from pilltrack.edge.enrol import Enrolled, enrol
 from pilltrack.edge.prescription import Expected, read_expected
-from pilltrack.edge.record import decision_record, gallery_digest
+from pilltrack.edge.record import decision_record, gallery_digest, row_digests
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +82,8 @@ class Service:
         self._identifier = open_identifier(bundle, threads, home)
         self._writing = threading.Lock()
         self._digest = ""  # of the gallery, while nothing is enrolled or forgotten
+        self._bundled_rows: list[bytes] = []  # what it is made of, once it was asked for
+        self._local_rows: dict[str, list[bytes]] = {}  # by pill
 
     @property
     def identifier(self) -> Identifier:
@@ -168,6 +170,7 @@ class Service:
         """Enrol photos (name, frame) of one pill, all or none; as `edge.enrol.enrol`."""
         with self._writing:  # what is judged against the gallery must be what joins it
             self._digest = ""
+            self._local_rows.pop(pill, None)
             done = enrol(
                 self._identifier, self.home, pill, photos, sides, time, crops=crops, reason=reason
             )
@@ -185,6 +188,7 @@ class Service:
                     n_removed = local.remove(pill)
             self._identifier.gallery.remove(pill)
             self._digest = ""
+            self._local_rows.pop(pill, None)
         if n_removed:
             log.info("forgot %r, %d photos", pill, n_removed)
         return n_removed
@@ -228,7 +232,13 @@ class Service:
         return LocalReferences(self.home, check=False)  # it was checked with the bundle
 
     def _gallery_digest(self) -> str:
-        self._digest = self._digest or gallery_digest(self._identifier.gallery)
+        if not self._digest:
+            gallery, rows_of = self._identifier.gallery, self._local_rows
+            self._bundled_rows = self._bundled_rows or row_digests(gallery.bundled)
+            for pill in gallery.local.counts().keys() - rows_of.keys():
+                rows_of[pill] = row_digests(gallery.local, pill)
+            local_rows = [row for rows in rows_of.values() for row in rows]
+            self._digest = gallery_digest(gallery, self._bundled_rows + local_rows)
         return self._digest
 
 
