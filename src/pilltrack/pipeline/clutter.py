@@ -22,7 +22,8 @@ Mask = NDArray[np.uint8]
 Point = NDArray[np.float64]  # (2,) x, y in pixels
 
 HAND_SHARE = 0.35  # of scenes whose pills lie in a hand
-SHEET_SHARE = 0.4  # of scenes with a sheet, a cloth or a lid on the table
+SHEET_SHARE = 0.4  # of scenes with a sheet, a cloth or a plate on the table
+PLATE_SHARE = 0.2  # of those
 
 
 def draw_backdrop(size_px: int, light: Light, rng: np.random.Generator) -> tuple[Field, Mask]:
@@ -133,12 +134,15 @@ def _add_hand(scene: Field, light: Light, rng: np.random.Generator) -> Mask:
 
 
 def _add_sheet(scene: Field, light: Light, rng: np.random.Generator) -> None:
-    """A page, a cloth, a tray: a quadrilateral of another surface, perhaps with print or rings."""
+    """A page, a cloth, a tray, perhaps with print or rings; round, it is a plate or a bowl."""
     size = scene.shape[0]
     mask = np.zeros((size, size), np.uint8)
     middle, heading = size * rng.uniform(0.2, 0.8, 2), rng.uniform(0, math.pi)
     half = size * rng.uniform(0.25, 0.7, 2)
     corners = _rectangle(middle, half, heading) + rng.uniform(-0.04, 0.04, (4, 2)) * size
+    if rng.random() < PLATE_SHARE:
+        _add_plate(scene, middle, size * rng.uniform(0.08, 0.45), light, rng)
+        return
     cv2.fillPoly(mask, [_fixed(corners)], 255, cv2.LINE_AA, 4)
     kind = ("paper", "ruled_paper", "cloth", "mat", "tray")[int(rng.integers(5))]
     lay(scene, mask, draw_surface(size, rng, kind), light, rng.uniform(0.5, 5), 0.4)
@@ -150,6 +154,26 @@ def _add_sheet(scene: Field, light: Light, rng: np.random.Generator) -> None:
                 scene, _pixel(at), (max(1, size // 90), max(1, size // 160)),
                 math.degrees(heading) + 90, 0, 300, [30.0, 30.0, 32.0], max(1, size // 200),
             )  # fmt: skip
+
+
+def _add_plate(
+    scene: Field, middle: Point, radius: float, light: Light, rng: np.random.Generator
+) -> None:
+    """A plate, a bowl, a cup from above: a rim, a hollow, at times with something in it."""
+    size = scene.shape[0]
+    mask, hollow, rest = (np.zeros((size, size), np.uint8) for _ in range(3))
+    cv2.circle(mask, _pixel(middle), round(radius), 255, -1, cv2.LINE_AA)
+    colour = _any_colour(rng) if rng.random() < 0.4 else np.full(3, rng.uniform(190, 250))
+    lay(scene, mask, colour, light, radius * 0.1, rng.uniform(0.2, 0.6))
+    cv2.circle(hollow, _pixel(middle), round(radius * rng.uniform(0.6, 0.9)), 255, -1, cv2.LINE_AA)
+    if rng.random() < 0.5:
+        around = np.sort(rng.uniform(0, 2 * math.pi, 9))
+        far = rng.uniform(0.2, 0.65, 9) * radius
+        blob = middle + np.stack([np.cos(around) * far, np.sin(around) * far], 1)
+        cv2.fillPoly(rest, [_fixed(blob)], 255, cv2.LINE_AA, 4)
+        lay(scene, rest, draw_surface(size, rng), light, 1, 0.2)
+    round_off(scene, hollow, light, radius * 0.08, rng.uniform(0.2, 1.0))
+    round_off(scene, mask, light, radius * 0.05, -rng.uniform(0.2, 1.0))
 
 
 def _add_device(scene: Field, light: Light, rng: np.random.Generator) -> None:

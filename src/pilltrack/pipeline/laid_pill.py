@@ -15,6 +15,7 @@ from pilltrack.pipeline.capture import Light, Photo
 from pilltrack.pipeline.surfaces import Field
 
 DYED = 0.45  # share of pills in other dyes than their cut-out's: most of those are white
+GELS = 0.25  # share of pills lit like glossy gels
 LONG = 1.4  # times as long as wide: mostly a capsule, which may have two colours
 CUTOUT_PX = 112  # longer side of a kept cut-out: as large as most pills in a scene become
 
@@ -65,25 +66,64 @@ def lit(
     length_px: float,
     rng: np.random.Generator,
 ) -> Field:
-    """Premultiplied colours in the scene's light: a bright and a dark side, at times glare."""
+    """Premultiplied colours in the scene's light: a bright and a dark side, at times glare.
+
+    A gel gathers the light: its far side is the bright one, and a streak runs along it.
+    """
     dome = cv2.GaussianBlur(opacity, (0, 0), max(0.7, length_px * rng.uniform(0.04, 0.1)))
     step = max(1.0, 0.05 * length_px)
     move = np.array([[1, 0, -light.x * step], [0, 1, -light.y * step]], np.float32)
     slope = dome - cv2.warpAffine(dome, move, dome.shape[1::-1])
-    gain = np.float32(lift * rng.uniform(0.9, 1.1)) * (1 - np.float32(rng.uniform(0.1, 1)) * slope)
+    is_gel = rng.random() < GELS
+    relief = rng.uniform(-0.9, 0.3) if is_gel else rng.uniform(0.1, 1)
+    brightest = float(colours.sum((0, 1)).max()) / max(float(opacity.sum()), 1.0)
+    lift = min(lift, 235 / max(brightest, 1.0)) * rng.uniform(0.85, 1.1)
+    gain = np.float32(lift) * (1 - np.float32(relief) * slope)
     lit = colours * gain[..., None]
-    if rng.random() < 0.4:
-        height, width = opacity.shape
-        spot = np.zeros((height, width), np.float32)
-        off = rng.uniform(0.05, 0.25) * length_px
-        at = (round(width / 2 + light.x * off), round(height / 2 + light.y * off))
-        axes = length_px * np.array([rng.uniform(0.03, 0.3), rng.uniform(0.03, 0.12)])
-        axes = np.maximum(1, axes).round().astype(int).tolist()
-        cv2.ellipse(spot, at, axes, rng.uniform(0, 180), 0, 360, [1.0], -1)
-        spot = cv2.GaussianBlur(spot, (0, 0), max(0.5, 0.03 * length_px))
-        lit += (spot * opacity * np.float32(rng.uniform(40, 230)))[..., None]
+    if is_gel or rng.random() < 0.4:
+        glare = _glare(opacity, light, length_px, is_gel, rng)
+        lit += (glare * opacity * np.float32(rng.uniform(40, 230)))[..., None]
     result: Field = np.minimum(lit, 255 * opacity[..., None]).astype(np.float32)
     return result
+
+
+def axis_of(opacity: Field) -> float:
+    """The angle of a pill's long axis, in radians."""
+    moments = cv2.moments(opacity)
+    return math.atan2(2 * moments["mu11"], moments["mu20"] - moments["mu02"]) / 2
+
+
+def clearness(opacity: Field, rng: np.random.Generator) -> Field:
+    """How clear a gel is at each pixel, (h, w, 1) 0 to 1: all of it, or a half with beads in it."""
+    height, width = opacity.shape
+    share = np.full((height, width), rng.uniform(0.2, 0.7), np.float32)
+    if rng.random() < 0.5:
+        angle = axis_of(opacity)
+        rows, columns = np.mgrid[:height, :width].astype(np.float32)
+        along = (columns - width / 2) * math.cos(angle) + (rows - height / 2) * math.sin(angle)
+        share *= along > 0
+        if rng.random() < 0.5:
+            coarse = rng.random((max(2, height // 2), max(2, width // 2)), dtype=np.float32)
+            share *= cv2.resize(coarse, (width, height), interpolation=cv2.INTER_NEAREST) > 0.5
+    return share[..., None]
+
+
+def _glare(
+    opacity: Field, light: Light, length_px: float, is_gel: bool, rng: np.random.Generator
+) -> Field:
+    """Where a lamp is mirrored, 0 to 1: a spot, or along a gel a streak."""
+    height, width = opacity.shape
+    spot = np.zeros((height, width), np.float32)
+    off = rng.uniform(0.05, 0.25) * length_px
+    long, wide, angle = rng.uniform(0.03, 0.3), rng.uniform(0.03, 0.12), rng.uniform(0, 180)
+    if is_gel:
+        angle = math.degrees(axis_of(opacity))
+        long, wide, off = rng.uniform(0.1, 0.42), rng.uniform(0.01, 0.05), 0.4 * off
+    at = (round(width / 2 + light.x * off), round(height / 2 + light.y * off))
+    axes = (max(1, round(length_px * long)), max(1, round(length_px * wide)))
+    cv2.ellipse(spot, at, axes, angle, 0, 360, [1.0], -1)
+    blurred: Field = cv2.GaussianBlur(spot, (0, 0), max(0.5, 0.03 * length_px))
+    return blurred
 
 
 def _dyed(colours: Field, alpha: Field, rng: np.random.Generator) -> Field:

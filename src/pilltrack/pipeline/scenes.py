@@ -27,7 +27,7 @@ from pilltrack.pipeline.capture import (
     shade_unevenly,
 )
 from pilltrack.pipeline.clutter import Mask, add_clutter, draw_backdrop
-from pilltrack.pipeline.laid_pill import lit, turned
+from pilltrack.pipeline.laid_pill import clearness, lit, turned
 from pilltrack.pipeline.params import CaptureParams
 from pilltrack.pipeline.surfaces import Field
 
@@ -35,6 +35,8 @@ MAX_PILLS = 32
 PILL_SHARES = (0.04, 0.8)  # length of a typical pill, of the frame's longer side
 MIN_PILL_PX = 9
 MIN_VISIBLE = 0.4  # of a pill's area; one that would show less is not put there
+ALIKE = 0.15  # of the scenes: pills as bright as what they lie on, white ones on paper
+METERED = 0.8  # of the scenes are exposed so that white paper is not blown out
 MAX_OVERLAP = 0.15  # of the smaller pill's area, where pills lie upon each other
 CAMERA = CaptureParams(
     background_share=1.0,
@@ -89,6 +91,9 @@ def compose(
     for kind, relative in _draw_kinds(len(cutouts), n_pills, rng):
         heap.add(cutouts[kind], max(MIN_PILL_PX, pill_px * relative))
     shade_unevenly(scene, light, CAMERA.light, rng)
+    if rng.random() < METERED:
+        bright = float(np.quantile(scene[::4, ::4].max(axis=2), 0.97))
+        scene *= np.float32(min(1.0, rng.uniform(215, 245) / max(bright, 1.0)))
     frame = photograph(scene, CAMERA, rng)
     visible = np.ascontiguousarray(labels[window])
     boxes = [cv2.boundingRect((visible == n).astype(np.uint8)) for n in range(1, heap.count + 1)]
@@ -119,6 +124,7 @@ class _Heap:
         self.touching = float(rng.choice([0.0, 0.3, 0.8]))  # share of pills laid against others
         self.overlap = MAX_OVERLAP if rng.random() < 0.4 else 0.0
         self.squeeze = rng.uniform(0.75, 1.0)  # the camera looks down at a slant
+        self.alike = 0.8 * (rng.random() < ALIKE)  # share of pills
         self.shadow = CAMERA.shadow * rng.uniform(0.1, 1)
         self.lift = rng.uniform(1.0, 1.9)  # studio photos are exposed for their background
 
@@ -219,8 +225,12 @@ class _Heap:
         cast_shadows(under, alpha, light, thickness, self.shadow)
         colour = lit(pill[..., :3], opacity, light, self.lift, length_px, rng)
         colour, cover = colour[own_rows, own_columns], opacity[own_rows, own_columns, None]
-        if rng.random() < 0.08:  # a clear gel: the table shows through
-            share = np.float32(rng.uniform(0.2, 0.6))
+        if rng.random() < self.alike:
+            own = float(colour.sum()) / max(3 * float(cover.sum()), 1.0)
+            tone = np.float32(np.median(below) * rng.uniform(0.9, 1.15) / max(own, 1.0))
+            colour = np.minimum(colour * tone, 255 * cover).astype(np.float32)
+        if rng.random() < 0.12:  # a clear gel: the table shows through
+            share = clearness(opacity, rng)[own_rows, own_columns]
             tint = 0.35 + 0.65 * colour / np.maximum(cover * 255, 1)
             colour = (colour + share * (cover * tint * below - colour)).astype(np.float32)
         part = self.scene[rows, columns]
@@ -230,11 +240,11 @@ class _Heap:
 
 
 def _draw_count(rng: np.random.Generator) -> int:
-    """None in an eighth of the scenes, one in a quarter, few or many in the others."""
+    """None in a sixth of the scenes, one in a quarter, few or many in the others."""
     kind = rng.random()
-    if kind < 0.12:
+    if kind < 0.17:
         return 0
-    if kind < 0.35:
+    if kind < 0.4:
         return 1
     return int(rng.integers(2, 9) if kind < 0.7 else rng.integers(9, MAX_PILLS + 1))
 
