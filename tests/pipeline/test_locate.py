@@ -14,6 +14,7 @@ from pilltrack.pipeline.capture import Photo
 from pilltrack.pipeline.detections import average_precision, boxes_of, score_frame, summary
 from pilltrack.pipeline.locate import (
     CONFIDENCES,
+    STARTER,
     check,
     choose_confidence,
     export_locator,
@@ -35,6 +36,7 @@ SETTINGS = LocateParams(
     rendered_pills=4,
     steps=4,
     scenes_per_step=2,
+    views_per_scene=2,
     learning_rate=0.002,
     weight_decay=0.0001,
     warmup_share=0.25,
@@ -149,7 +151,8 @@ def test_training_without_pills_says_what_to_do(tmp_path: Path) -> None:
 def test_exported_locator_answers_like_the_network_and_survives_any_frame(
     cutouts: list[Photo], tmp_path: Path
 ) -> None:
-    net, model = lively_net(cutouts), tmp_path / "locator.tflite"
+    net, model = LocatorNet().eval(), tmp_path / "locator.tflite"
+    load_locator(net, STARTER)
     export_locator(net, cutouts, SETTINGS, model)
     assert model.stat().st_size < 2_000_000
     locator = Locator(model, min_confidence=0.3)
@@ -158,7 +161,7 @@ def test_exported_locator_answers_like_the_network_and_survives_any_frame(
     with torch.no_grad():
         wanted = net(torch.from_numpy(pixels)[None].float())[0].numpy()
     answers = locator.maps(scene.frame)
-    assert np.corrcoef(answers.ravel(), wanted.ravel())[0, 1] > 0.95  # 8 bits of noise
+    assert np.corrcoef(answers.ravel(), wanted.ravel())[0, 1] > 0.98  # 8 bits of noise
     rng = np.random.default_rng(0)
     for shape in ((1, 1, 3), (1, 5000, 3), (3000, 4000, 3), (37, 11, 3)):
         for frame in (
@@ -203,7 +206,7 @@ def test_saved_weights_come_back_and_others_are_refused(tmp_path: Path) -> None:
 def test_no_steps_take_the_weights_as_they_are(
     cutouts: list[Photo], tiny_artifacts: Path, tiny_params: Params, tmp_path: Path
 ) -> None:
-    save_locator(lively_net(cutouts), tmp_path / "start.safetensors")
+    save_locator(seeded_net(), tmp_path / "start.safetensors")
     update = {"weights": str(tmp_path / "start.safetensors"), "steps": 0}
     settings = SETTINGS.model_copy(update=update)
     main(tiny_params.model_copy(update={"locate": settings}), tiny_artifacts)
@@ -254,23 +257,6 @@ def test_a_pill_found_twice_counts_once() -> None:
     pills = np.array([[0.0, 0, 10, 10]])
     frame = score_frame(np.repeat(pills, 2, axis=0), [0.5, 0.5], pills)
     assert frame.right.tolist() == [True, False]
-
-
-def lively_net(cutouts: list[Photo]) -> LocatorNet:
-    """Untrained, but with the activations of a trained network: as large as batch norms make them.
-
-    Without their statistics activations are so small that the biases overflow their codes.
-    """
-    net = seeded_net()
-    for module in net.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 0.5
-    torch.nn.init.normal_(net.head[1].weight, std=0.2)  # type: ignore[arg-type]
-    frames = [example(scene_of(cutouts, 96, (8, n), 4), 96)[0] for n in range(4)]
-    with torch.no_grad():
-        for _ in range(8):
-            net(torch.from_numpy(np.stack(frames)).float())
-    return net.eval()
 
 
 def seeded_net() -> LocatorNet:

@@ -41,6 +41,7 @@ from pilltrack.pipeline.locator_data import (
     scene_of,
 )
 from pilltrack.pipeline.locator_net import LocatorNet, locator_loss
+from pilltrack.pipeline.locator_views import several_scenes
 from pilltrack.pipeline.models import place, read_tensors, weights_file
 from pilltrack.pipeline.params import LocateParams, Params
 from pilltrack.pipeline.scenes import Scene
@@ -123,7 +124,10 @@ def train(
     batches = _batches(cutouts, settings, done)
     bar = tqdm(batches, total=settings.steps, initial=done, desc="locate", disable=None)
     net.train()
-    for images, maps, weights in bar:
+    for scenes in bar:
+        torch.manual_seed(settings.seed + HELD_OUT_SEED + done)  # of the views
+        images, maps, weights = (values.to(device) for values in scenes)
+        images, maps, weights = several_scenes(images, maps, weights, settings.views_per_scene)
         rate = learning_rate(done, settings.steps, settings.learning_rate, settings.warmup_share)
         for group in optimiser.param_groups:
             group["lr"] = rate
@@ -131,8 +135,8 @@ def train(
             torch.autocast(device.type, torch.bfloat16, enabled=_bf16(settings, device)),
             fast_depthwise(device),
         ):
-            logits = net.logits(images.to(device).float())
-        loss = locator_loss(logits, maps.to(device), weights.to(device))
+            logits = net.logits(images)
+        loss = locator_loss(logits, maps, weights)
         if not math.isfinite(loss.item()):
             raise StageFailed(
                 f"locate, step {done + 1}",

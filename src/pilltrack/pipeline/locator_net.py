@@ -20,8 +20,8 @@ from torch.nn import functional
 
 from pilltrack.core.locate import N_MAPS, STRIDE
 
-_WIDTHS, _DEPTHS = (24, 40, 80, 128), (1, 2, 3, 2)  # at stride 4, 8, 16, 32
-_JOINED = 40  # channels of the decoder
+_WIDTHS, _DEPTHS = (32, 56, 112, 192), (2, 3, 4, 2)  # at stride 4, 8, 16, 32
+_JOINED = 48  # channels of the decoder
 _EXPANSION = 3
 _RARE = math.log(0.03 / 0.97)  # what most cells answer before any training
 _SHORT = math.log(0.2 / 0.8)  # a box of 8 % of the frame

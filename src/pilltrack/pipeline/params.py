@@ -148,6 +148,7 @@ class LocateParams(_Section):
     rendered_pills: Annotated[int, Field(ge=0)]  # cut out beside the fit pills
     steps: Annotated[int, Field(ge=0)]  # 0 takes the weights as they are
     scenes_per_step: Count
+    views_per_scene: Annotated[int, Field(ge=1, le=8)]  # turned, mirrored, in other light
     learning_rate: Positive
     weight_decay: Annotated[float, Field(ge=0.0)]
     warmup_share: Share  # of all steps

@@ -36,9 +36,7 @@ def several_views(images: list[torch.Tensor], count: int) -> list[torch.Tensor]:
     (n, *_), device = images[0].shape, images[0].device
     n *= count
     places = _placements(n, device)
-    gains, gammas = _light(n, device)
-    lenses = [_lens() for _ in range(min(LENSES, n))]
-    noise = _NOISE * torch.rand(n, 1, 1, 1, device=device) ** 3
+    shots = Shots(n, device)
     views = []
     for captures in images:
         pixels = captures.float().permute(0, 3, 1, 2).repeat_interleave(count, dim=0)
@@ -46,13 +44,32 @@ def several_views(images: list[torch.Tensor], count: int) -> list[torch.Tensor]:
         pixels = functional.grid_sample(
             pixels, grid, padding_mode="reflection", align_corners=False
         )
-        pixels = 255 * ((pixels / 255).clamp(1e-3, 1) ** gammas * gains).clamp(0, 1)
-        for number, (sigma, coarseness) in enumerate(lenses):
+        views.append(shots.take(pixels))
+    return views
+
+
+class Shots:
+    """The light, lens and noise of `n` views, drawn when made.
+
+    `strength` is how much they may change: 1 as for a capture of one pill, less for a frame in
+    which pills are small, and lit already.
+    """
+
+    def __init__(self, n: int, device: torch.device, strength: float = 1.0) -> None:
+        gains, gammas = _light(n, device)
+        self._gains, self._gammas = gains**strength, gammas**strength
+        lenses = [_lens() for _ in range(min(LENSES, n))]
+        self._lenses = [(strength * sigma, coarse**strength) for sigma, coarse in lenses]
+        self._noise = _NOISE * torch.rand(n, 1, 1, 1, device=device) ** 3
+
+    def take(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(n, 3, S, S) 0..255 as these views show it: (n, S, S, 3) float32, whole numbers."""
+        pixels = 255 * ((pixels / 255).clamp(1e-3, 1) ** self._gammas * self._gains).clamp(0, 1)
+        for number, (sigma, coarseness) in enumerate(self._lenses):
             taken = slice(number, None, LENSES)
             pixels[taken] = _through(pixels[taken], sigma, coarseness)
-        pixels = pixels + noise * torch.randn_like(pixels)
-        views.append(pixels.clamp(0, 255).round().permute(0, 2, 3, 1).contiguous())
-    return views
+        pixels = pixels + self._noise * torch.randn_like(pixels)
+        return pixels.clamp(0, 255).round().permute(0, 2, 3, 1).contiguous()
 
 
 def _placements(n: int, device: torch.device) -> torch.Tensor:
