@@ -120,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate_epillid(commands)
     _add_report(commands)
     _add_compare(commands)
+    _add_comment(commands)
     _add_bench(commands)
     _add_synth(commands)
     _add_crop_boxes(commands)
@@ -960,6 +961,106 @@ def _compare(arguments: argparse.Namespace) -> int:
     return exit_code(comparison, arguments.require_better)
 
 
+def _add_comment(commands: Any) -> None:
+    comment = _command(
+        commands,
+        "comment",
+        "tell a pull request what the pipeline found",
+        "pilltrack comment write --pr 12 --commit $(git rev-parse HEAD) --out note.json\n"
+        "pilltrack comment post note.json",
+    )
+    actions = comment.add_subparsers(title="actions", metavar="ACTION", required=True)
+    write = _command(
+        actions,
+        "write",
+        "write the report of this commit as a note, where the pipeline ran",
+        "pilltrack comment write --pr 12 --commit $(git rev-parse HEAD) --out note.json \\\n"
+        "    --comparison comparison.md --link run=https://example.org/runs/1",
+    )
+    write.add_argument("--pr", type=_positive, required=True, metavar="N", help="the pull request")
+    write.add_argument("--commit", type=_commit, required=True, metavar="SHA", help="its head")
+    write.add_argument("--out", type=Path, required=True, metavar="FILE.json")
+    write.add_argument(
+        "--artifacts", type=Path, default=Path("artifacts"), help="default: artifacts"
+    )
+    write.add_argument(
+        "--comparison", type=Path, metavar="FILE.md", help="of `pilltrack compare --markdown`"
+    )
+    write.add_argument(
+        "--link", type=_link, action="append", default=[], dest="links", metavar="NAME=URL"
+    )
+    write.set_defaults(run=_comment_write)
+    post = _command(
+        actions,
+        "post",
+        "put a note on its pull request: one comment, written anew each time",
+        "pilltrack comment post note.json",
+    )
+    post.description = (
+        "Put a note on its pull request: one comment, written anew each time.\n\n"
+        "Environment: GITHUB_TOKEN, GITHUB_REPOSITORY and GITHUB_EVENT_PATH, which GitHub Actions\n"
+        "sets; GITHUB_API_URL, where it is not github.com; GITHUB_STEP_SUMMARY, which takes the\n"
+        "note where a fork's token may not comment."
+    )
+    post.add_argument("note", type=Path, metavar="FILE.json")
+    post.add_argument(
+        "--author",
+        default="github-actions[bot]",
+        metavar="LOGIN",
+        help="whose comment is renewed (github-actions[bot])",
+    )
+    post.set_defaults(run=_comment_post)
+
+
+def _comment_write(arguments: argparse.Namespace) -> int:
+    from pilltrack.pipeline.comment import write_note
+
+    has_figures = write_note(
+        arguments.out,
+        pull_request=arguments.pr,
+        commit=arguments.commit,
+        artifacts=arguments.artifacts,
+        comparison=arguments.comparison,
+        links=dict(arguments.links),
+    )
+    print(arguments.out)
+    if has_figures:
+        return 0
+    _say("the note says why there are no figures for this commit")
+    return GateFailed.exit_code
+
+
+def _comment_post(arguments: argparse.Namespace) -> int:
+    from pilltrack.pipeline.comment import read_note
+    from pilltrack.pipeline.github import GitHub, post_note, read_event
+
+    note = read_note(arguments.note)
+    github = GitHub(
+        os.environ.get("GITHUB_API_URL") or "https://api.github.com",
+        _required("GITHUB_REPOSITORY"),
+        _required("GITHUB_TOKEN"),
+    )
+    event = read_event(Path(_required("GITHUB_EVENT_PATH")))
+    page = os.environ.get("GITHUB_STEP_SUMMARY")
+    done = post_note(
+        note, event, github, author=arguments.author, summary=Path(page) if page else None
+    )
+    print(done)
+    return 0
+
+
+def _required(name: str) -> str:
+    value = os.environ.get(name, "").strip()
+    if not value:
+        raise StageFailed(
+            name,
+            found="not set",
+            expected="what GitHub Actions gives a job",
+            remedy=f"Pass {name} in the environment of this step.",
+        )
+    return value
+
+
 def _add_bench(commands: Any) -> None:
     command = _command(
         commands,
@@ -1144,6 +1245,19 @@ def _port(text: str) -> int:
     if not 0 <= port <= 65_535:
         raise argparse.ArgumentTypeError(f"{text} is not in 0..65535")
     return port
+
+
+def _commit(text: str) -> str:
+    if len(text) != 40 or set(text) - set("0123456789abcdef"):
+        raise argparse.ArgumentTypeError(f"{text} is not a whole commit: 40 digits 0-9a-f")
+    return text
+
+
+def _link(text: str) -> tuple[str, str]:
+    name, equals, url = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text} is not NAME=URL")
+    return name, url
 
 
 def _positive(text: str) -> int:
