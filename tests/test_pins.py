@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import yaml
+from rattler import MatchSpec, Version
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,6 +42,19 @@ def test_environment_yaml_carries_exactly_the_pins_of_pyproject() -> None:
 def test_environment_yaml_uses_the_lock_and_installs_the_project() -> None:
     assert "--constraint constraints.txt" in _environment()
     assert "--editable ." in _environment()
+
+
+def test_conda_reads_the_specs_and_gives_the_python_of_the_project() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yaml").read_text(encoding="utf-8"))
+    assert environment["channels"] == ["conda-forge"]
+    texts = [text for text in environment["dependencies"] if isinstance(text, str)]
+    specs = {spec.name.normalized: spec for text in texts if (spec := MatchSpec(text)).name}
+    assert set(specs) == {"python", "pip", "make", "git"}
+    python = specs["python"].version
+    assert python is not None
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        asked = tomllib.load(file)["project"]["requires-python"]
+    assert Version(str(python).removesuffix(".*")) >= Version(asked.removeprefix(">="))
 
 
 def test_the_lock_agrees_with_every_pin_of_pyproject() -> None:

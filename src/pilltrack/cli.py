@@ -121,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_report(commands)
     _add_compare(commands)
     _add_comment(commands)
+    _add_release(commands)
     _add_bench(commands)
     _add_synth(commands)
     _add_crop_boxes(commands)
@@ -1046,6 +1047,29 @@ def _comment_post(arguments: argparse.Namespace) -> int:
         note, event, github, author=arguments.author, summary=Path(page) if page else None
     )
     print(done)
+    return 0
+
+
+def _add_release(commands: Any) -> None:
+    command = _command(
+        commands,
+        "release",
+        "pack the bundle of a tag, and nothing that is not the tag's",
+        "pilltrack release v0.1.0 --out dist",
+    )
+    command.add_argument("tag", metavar="TAG", help="v and the version")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR")
+    command.add_argument(
+        "--artifacts", type=Path, default=Path("artifacts"), help="default: artifacts"
+    )
+    command.set_defaults(run=_release)
+
+
+def _release(arguments: argparse.Namespace) -> int:
+    from pilltrack.pipeline.release import release
+
+    for path in release(arguments.tag, arguments.artifacts, arguments.out):
+        print(path)
     return 0
 
 

@@ -13,7 +13,6 @@ there are no figures.
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -23,12 +22,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pilltrack.core.errors import StageFailed
 from pilltrack.core.files import write_atomically
+from pilltrack.pipeline.checkout import changed, git, out_of_step, require_unchanged
 
 MARKER = "<!-- pilltrack: report of the pull request -->"
 MAX_CHARACTERS = 65_536  # of a comment on GitHub
 CUT = "\n\n⚠ Cut here: the whole report is with the run.\n"
 AFTER_MEASURING = ("evaluate", "locate", "package")  # stages of which no figure depends
-MADE_OF = ("src", "params.yaml", "dvc.yaml")
 
 
 class Note(BaseModel):
@@ -59,21 +58,21 @@ def write_note(
     or a link is not one of the web.
     """
     _require_checked_out(commit)
-    _require_unchanged(commit)
+    require_unchanged(commit)
     obstacles = _obstacles(artifacts)
     report = artifacts / "report" / "report.md"
     parts = [*_head(commit, links), ""]
     if obstacles:
         parts += ["# ✘ No figures for this commit", "", *(f"- {text}" for text in obstacles)]
     else:
-        other_data = _changed("data")
+        other_data = changed("data")
         if other_data:
             parts += [
                 "⚠ Measured on other data than the repository names: "
                 f"{', '.join(f'`{name}`' for name in other_data)} was made anew for this run.",
                 "",
             ]
-        unfinished = sorted(_out_of_step())
+        unfinished = sorted(out_of_step())
         if unfinished:
             parts += [f"✘ The pipeline did not finish: {', '.join(unfinished)}.", ""]
         parts.append(report.read_text(encoding="utf-8").strip())
@@ -145,7 +144,7 @@ def _obstacles(artifacts: Path) -> list[str]:
     report = artifacts / "report" / "report.md"
     if not report.is_file():
         return ["`pilltrack report` wrote nothing: the run stopped before it."]
-    here = _git("rev-parse", "HEAD").stdout.strip()
+    here = git("rev-parse", "HEAD").stdout.strip()
     row = re.search(
         r"^\| this report: git commit \| `([^`]*)` \|$",
         report.read_text(encoding="utf-8"),
@@ -154,66 +153,23 @@ def _obstacles(artifacts: Path) -> list[str]:
     if row is None or row[1].removesuffix("+changes") != here:
         made_at = row[1] if row else "an unknown commit"
         return [f"The report at hand was made at `{made_at}`, checked out is `{here}`."]
-    out_of_step = _out_of_step()
-    stale = sorted(out_of_step - set(AFTER_MEASURING))
+    others = out_of_step()
+    stale = sorted(others - set(AFTER_MEASURING))
     if stale:
         return [f"The results at hand are of other code, parameters or data: {', '.join(stale)}."]
     # A gate that fails leaves metrics.json, which DVC then does not count as made, and no
     # calibration. With a calibration the file is one of an earlier run.
-    if "evaluate" in out_of_step and (artifacts / "evaluate" / "calibration.json").exists():
+    if "evaluate" in others and (artifacts / "evaluate" / "calibration.json").exists():
         return ["The results at hand are of an earlier run: evaluate."]
     return []
 
 
-def _out_of_step() -> set[str]:
-    """The stages and data files whose inputs or results are not as dvc.lock has them."""
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-
-    try:
-        with Repo() as repository:
-            return set(repository.status())
-    except DvcException as error:
-        raise StageFailed(
-            "dvc status",
-            found=str(error) or type(error).__name__,
-            expected="a repository with git and DVC",
-            remedy="Run from the repository in which the pipeline ran.",
-        ) from error
-
-
 def _require_checked_out(commit: str) -> None:
     # GitHub checks out the merge of the pull request's head with main: the head is its ancestor.
-    if _git("merge-base", "--is-ancestor", commit, "HEAD").returncode:
+    if git("merge-base", "--is-ancestor", commit, "HEAD").returncode:
         raise StageFailed(
             f"--commit {commit}",
-            found=f"not part of what is checked out ({_git('rev-parse', 'HEAD').stdout.strip()})",
+            found=f"not part of what is checked out ({git('rev-parse', 'HEAD').stdout.strip()})",
             expected="the head of the pull request, in a clone with its history",
             remedy="Check out the pull request with `fetch-depth: 0`.",
         )
-
-
-def _require_unchanged(commit: str) -> None:
-    changed = _changed(*MADE_OF)
-    if changed:
-        raise StageFailed(
-            f"--commit {commit}",
-            found=f"changes that it does not hold: {', '.join(changed)}",
-            expected="code and parameters as committed",
-            remedy="Commit them, or `git restore` them.",
-        )
-
-
-def _changed(*paths: str) -> list[str]:
-    """Tracked files below `paths` that differ from the commit."""
-    lines = _git("status", "--porcelain", "--untracked-files=no", "--", *paths).stdout
-    return [line[3:] for line in lines.splitlines()]
-
-
-def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(  # noqa: S603 - no shell; revisions are checked by their pattern
-        ["git", *arguments],  # noqa: S607 - git of the user's PATH is meant
-        capture_output=True,
-        text=True,
-        check=False,
-    )

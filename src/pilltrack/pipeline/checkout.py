@@ -1,0 +1,57 @@
+"""What is checked out here, and whether code, parameters, data and results belong to it."""
+
+from __future__ import annotations
+
+import subprocess
+
+from pilltrack.core.errors import StageFailed
+
+MADE_OF = ("src", "params.yaml", "dvc.yaml")
+
+
+def require_unchanged(revision: str) -> None:
+    """Refuse code and parameters that differ from what is checked out as `revision`."""
+    others = changed(*MADE_OF)
+    if others:
+        raise StageFailed(
+            revision,
+            found=f"changes that it does not hold: {', '.join(others)}",
+            expected="code and parameters as committed",
+            remedy="Commit them, or `git restore` them.",
+        )
+
+
+def out_of_step() -> set[str]:
+    """The stages and data files whose inputs or results are not as dvc.lock has them.
+
+    Raises StageFailed outside a repository with git and DVC.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repository:
+            return set(repository.status())
+    except DvcException as error:
+        raise StageFailed(
+            "dvc status",
+            found=str(error) or type(error).__name__,
+            expected="a repository with git and DVC",
+            remedy="Run from the repository in which the pipeline ran.",
+        ) from error
+
+
+def changed(*paths: str) -> list[str]:
+    """Tracked files below `paths` that differ from the commit."""
+    lines = git("status", "--porcelain", "--untracked-files=no", "--", *paths).stdout
+    return [line[3:] for line in lines.splitlines()]
+
+
+def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run git in the working directory; the caller looks at the exit code."""
+    return subprocess.run(  # noqa: S603 - no shell; revisions are checked by their caller
+        ["git", *arguments],  # noqa: S607 - git of the user's PATH is meant
+        capture_output=True,
+        text=True,
+        check=False,
+    )
