@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         format="%(message)s",
         stream=sys.stderr,
     )
-    for noisy in ("matplotlib", "jax", "torch", "absl"):
+    for noisy in ("matplotlib", "jax", "torch", "absl", "alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         code: int = arguments.run(arguments)
@@ -120,6 +120,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate_epillid(commands)
     _add_report(commands)
     _add_compare(commands)
+    _add_track(commands)
+    _add_promote(commands)
     _add_comment(commands)
     _add_release(commands)
     _add_bench(commands)
@@ -154,11 +156,13 @@ def _run_stage(arguments: argparse.Namespace) -> int:
     from importlib import import_module
 
     from pilltrack.pipeline.params import load_params
+    from pilltrack.pipeline.tracking import tracked
 
     params = load_params(arguments.params)
     stage = import_module(f"pilltrack.pipeline.{arguments.stage}")
     inputs = [arguments.data] if arguments.stage == "prepare" else []
-    stage.main(params, arguments.artifacts, *inputs)
+    with tracked(arguments.stage, params, arguments.artifacts):
+        stage.main(params, arguments.artifacts, *inputs)
     return 0
 
 
@@ -1083,6 +1087,82 @@ def _required(name: str) -> str:
             remedy=f"Pass {name} in the environment of this step.",
         )
     return value
+
+
+def _add_track(commands: Any) -> None:
+    command = _command(
+        commands,
+        "track",
+        "send to MLflow the runs that it has not taken yet",
+        "pilltrack track sync\nMLFLOW_TRACKING_URI=https://mlflow.example.org pilltrack track sync",
+    )
+    actions = command.add_subparsers(title="actions", metavar="ACTION", required=True)
+    sync = _command(
+        actions, "sync", "send what waits in the spool, each run once", "pilltrack track sync"
+    )
+    sync.add_argument("--artifacts", type=Path, default=Path("artifacts"))
+    sync.set_defaults(run=_track_sync)
+
+
+def _track_sync(arguments: argparse.Namespace) -> int:
+    from pilltrack.pipeline.tracking import as_text, experiment_name, send, spool_of, tracking_uri
+
+    uri = tracking_uri()
+    print(as_text(send(spool_of(arguments.artifacts), uri, experiment_name()), uri))
+    return 0
+
+
+def _add_promote(commands: Any) -> None:
+    command = _command(
+        commands,
+        "promote",
+        "make the challenger champion, if it is not worse",
+        'pilltrack promote --reason "new pills of May, no harm shown"\n'
+        'pilltrack promote 3 --first --by "A. Chemist" --reason "the first release"',
+    )
+    command.description = (
+        "Compare the challenger in MLflow's registry with the champion on this machine's test\n"
+        "split, and move the alias `champion` only if it is not worse. Who, when, why and the\n"
+        "verdict are kept with the version."
+    )
+    _add_run(command)
+    command.add_argument("version", nargs="?", metavar="VERSION", help="default: the challenger")
+    command.add_argument("--reason", required=True, metavar="TEXT", help="why; kept")
+    command.add_argument("--by", metavar="NAME", help="who; default: git's user.name")
+    command.add_argument(
+        "--model", metavar="NAME", help="the registered model; default: package.name of the params"
+    )
+    command.add_argument(
+        "--first", action="store_true", help="there is no champion yet to be compared with"
+    )
+    command.add_argument(
+        "--require-better", action="store_true", help="no difference is not enough"
+    )
+    command.set_defaults(run=_promote)
+
+
+def _promote(arguments: argparse.Namespace) -> int:
+    from datetime import UTC, datetime
+
+    from pilltrack.pipeline.params import load_params
+    from pilltrack.pipeline.promote import as_text, promote
+    from pilltrack.pipeline.spool import user_name
+    from pilltrack.pipeline.tracking import Registry, tracking_uri
+
+    params = load_params(arguments.params)
+    promotion = promote(
+        Registry(tracking_uri(), arguments.model or params.package.name),
+        params,
+        arguments.artifacts,
+        by=user_name() if arguments.by is None else arguments.by,
+        reason=arguments.reason,
+        now=datetime.now(UTC),
+        number=arguments.version,
+        first=arguments.first,
+        require_better=arguments.require_better,
+    )
+    print(as_text(promotion))
+    return 0
 
 
 def _add_bench(commands: Any) -> None:

@@ -270,6 +270,8 @@ def bundle(
     data_digest: str | None = None,
     gallery_size: int | None = None,
     background: Sequence[str] = (),
+    git_commit: str = "0123456789abcdef",
+    params_digest: str = "p",
 ) -> str:
     """A bundle made from the data of `artifacts`, with this rule."""
     audit = json.loads((artifacts / "prepare" / "audit.json").read_bytes())
@@ -297,9 +299,9 @@ def bundle(
             background_size=len(background),
         ),
         pills={pill: {} for pill in pills},
-        git_commit="0123456789abcdef",
+        git_commit=git_commit,
         data_digest=data_digest or audit["archive_sha256"],
-        params_digest="p",
+        params_digest=params_digest,
     )
     gallery_file.unlink()
     return str(directory)
