@@ -41,97 +41,10 @@ from pilltrack.pipeline.evaluate_folder import evaluate_folder
 from pilltrack.pipeline.models import EmbeddingNet, save_network
 from pilltrack.pipeline.params import load_params
 from pilltrack.pipeline.table import load_images, write_images
-from tests.imports import ROOT
+from tests.clone import run
 
 pytestmark = pytest.mark.e2e
 BUNDLE = Path("artifacts/package/bundle")
-
-
-def tiny(params: dict[str, Any]) -> dict[str, Any]:
-    """The committed small-machine setting, cut down to a minute; every gate still bites."""
-    fit: dict[str, Any] = {"input_size_px": 64, "epochs": 80}
-    fit |= {"pills_per_batch": 16, "photos_per_pill": 2}
-    fit |= {"backbone_options": {}, "weights": "none", "frozen": [], "batch_norm": "train"}
-    fit |= {"learning_rate": 0.002}
-    params["prepare"] |= {"validation_share": 0.3, "test_share": 0.3}
-    params["capture"] |= {"shadow": 0.2, "light": 0.15, "colour_cast": 0.05, "blur_px": 0.8}
-    params["train"] |= {**fit, "backbone": "resnet10t", "pixels": "imagenet", "embedding_dim": 32}
-    params["distill"] |= {**fit, "backbone": "mobilenetv4_conv_small", "int8_rounding": False}
-    params["convert"] |= {"calibration_images": 60, "parity_images": 60, "min_mean_cosine": 0.95}
-    params["enroll"] |= {"references_per_side": 3, "background_photos": 20}
-    params["evaluate"] |= {"fpir": 0.2, "misnamed": 0.2, "promised_fpir": 0.9}
-    params["evaluate"] |= {"promised_misnamed": 0.9, "max_fnir": 1, "max_flips": 0.4}
-    params["evaluate"] |= {"min_recall_at_1_seen": 0.25, "min_recall_at_1_new": 0.1}
-    params["locate"] |= {"rendered_pills": 10, "calibration_scenes": 10, "validation_scenes": 10}
-    params["locate"] |= {"min_ap50": 0.2, "max_false_finds": 0.8}  # of ten scenes
-    return params
-
-
-def run(repository: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(repository / "src"),
-        "HF_HUB_OFFLINE": "1",
-        "DVC_NO_ANALYTICS": "1",
-    }
-    done = subprocess.run(
-        command, cwd=repository, env=environment, capture_output=True, text=True, check=False
-    )
-    if check and done.returncode:
-        pytest.fail(f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}")
-    return done
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone with tiny parameters after one `dvc repro`."""
-    repository = tmp_path_factory.mktemp("clone") / "pilltrack"
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
-            (repository / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, repository / name)
-    (repository / "dvc.lock").unlink(missing_ok=True)
-    params = yaml.safe_load((repository / "params.yaml").read_text())
-    (repository / "params.yaml").write_text(yaml.safe_dump(tiny(params)))
-    run(repository, "git", "init", "--quiet")
-    data = "data/pills_dataset_resnet.zip"
-    run(
-        repository,
-        "pilltrack",
-        "synth",
-        "--pills",
-        "44",
-        "--photos",
-        "12",
-        "--seed",
-        "3",
-        "--out",
-        data,
-    )
-    run(repository, "dvc", "add", "--force", data)
-    run(repository, "dvc", "repro")
-    run(repository, "git", "add", "--all")
-    run(
-        repository,
-        "git",
-        "-c",
-        "user.name=t",
-        "-c",
-        "user.email=t@example.org",
-        "commit",
-        "--quiet",
-        "--message",
-        "Run the pipeline",
-    )
-    return repository
 
 
 def test_everything_is_up_to_date_after_repro(repository: Path) -> None:
