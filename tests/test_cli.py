@@ -26,8 +26,9 @@ from tests.tiny_bundle import COLOURED, MODEL, tiny_bundle, tiny_calibration
 BECAUSE = ("--override", "drawn by a test")
 COMMANDS = [
     *STAGES, "identify", "count", "evaluate-folder", "evaluate-epillid", "report", "compare",
-    "bench", "synth", "crop-boxes", "summary", "gallery", "gallery add", "gallery list",
-    "gallery remove", "gallery show", "gallery export", "gallery import", "serve", "audit",
+    "bench", "synth", "crop-boxes", "summary", "remote", "doctor",
+    "gallery", "gallery add", "gallery list", "gallery remove",
+    "gallery show", "gallery export", "gallery import", "serve", "audit",
     "comment", "comment write", "comment post", "release",
     "audit list", "audit verify", "audit replay", "audit overrides",
 ]  # fmt: skip

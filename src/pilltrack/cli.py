@@ -128,6 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_synth(commands)
     _add_crop_boxes(commands)
     _add_summary(commands)
+    _add_remote(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -161,6 +163,14 @@ def _run_stage(arguments: argparse.Namespace) -> int:
     params = load_params(arguments.params)
     stage = import_module(f"pilltrack.pipeline.{arguments.stage}")
     inputs = [arguments.data] if arguments.stage == "prepare" else []
+    for path in inputs:
+        if not path.is_file():
+            raise InputRejected(
+                str(path),
+                found="missing",
+                expected="the zip of photos",
+                remedy="Run `dvc pull` for data that was pushed, or put your zip there.",
+            )
     with tracked(arguments.stage, params, arguments.artifacts):
         stage.main(params, arguments.artifacts, *inputs)
     return 0
@@ -1342,6 +1352,81 @@ def _summary(arguments: argparse.Namespace) -> int:
 
     print(summary(arguments.artifacts))
     return 0
+
+
+def _add_remote(commands: Any) -> None:
+    command = _command(
+        commands,
+        "remote",
+        "where DVC keeps data and models: the folder dvc-remote/, or S3",
+        "pilltrack remote\n"
+        "PILLTRACK_S3_URL=s3://pills/team pilltrack remote s3\n"
+        "pilltrack remote folder",
+    )
+    command.description = (
+        "Say where `dvc push` and `dvc pull` go, or change it for this clone.\n\n"
+        "`s3` takes the address from the environment (.env.example), tries to write there, and\n"
+        "only then makes it the default in .dvc/config.local. Keys stay in the environment."
+    )
+    command.add_argument("place", nargs="?", choices=("s3", "folder"), help="default: only say")
+    command.set_defaults(run=_remote)
+
+
+def _remote(arguments: argparse.Namespace) -> int:
+    from pilltrack.pipeline import doctor, remote
+
+    project = Path.cwd()
+    if arguments.place == "folder":
+        remote.use_folder(project)
+    elif arguments.place == "s3":
+        address = remote.s3_from(os.environ)
+        if address is None:
+            raise InputRejected(
+                "PILLTRACK_S3_URL",
+                found="not set",
+                expected="s3://BUCKET/PREFIX",
+                remedy="Fill in the variables of .env.example.",
+            )
+        doctor.require_s3(address, os.environ)
+        remote.use_s3(project, address)
+    print(remote.current_remote(project))
+    return 0
+
+
+def _add_doctor(commands: Any) -> None:
+    command = _command(
+        commands,
+        "doctor",
+        "what this machine lacks for the pipeline, and how to mend it",
+        "pilltrack doctor\npilltrack doctor --json --require 's3 write' --require gpu",
+    )
+    command.description = (
+        "Check Python, packages, disk, GPU, DVC's remote, writing to S3, and MLflow.\n\n"
+        "Exit code 1 when something is missing or broken; what nothing asks for is `not used`."
+    )
+    command.add_argument(
+        "--require",
+        action="append",
+        default=[],
+        metavar="CHECK",
+        help="may not be `not used`, such as 's3 write' in CI; repeatable",
+    )
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    command.set_defaults(run=_doctor)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from pilltrack.pipeline.doctor import as_text, examine, exit_code
+
+    checks = examine(Path.cwd(), os.environ, arguments.require)
+    code = exit_code(checks)
+    if arguments.json:
+        print(json.dumps({"healthy": code == 0, "checks": [asdict(check) for check in checks]}))
+    else:
+        print(as_text(checks))
+    return code
 
 
 def _port(text: str) -> int:
