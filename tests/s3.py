@@ -20,7 +20,7 @@ from tests.imports import ROOT
 SCRIPT = ROOT / "tests" / "s3_server.sh"
 COMMANDS = ("radosgw", "radosgw-admin", "ceph-mon", "ceph-osd", "ceph-authtool", "monmaptool")
 KEY, SECRET = "AKIDOFTHETESTS", "the-secret-of-the-tests"
-AWS = ("AWS_", "PILLTRACK_S3_URL", "MLFLOW_")
+AWS = ("AWS_", "PILLTRACK_REMOTE", "MLFLOW_")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Server:
 
     def environment(self, bucket: str, **changed: str) -> dict[str, str]:
         return {
-            "PILLTRACK_S3_URL": f"s3://{bucket}/team",
+            "PILLTRACK_REMOTE": f"s3://{bucket}/team",
             "AWS_ACCESS_KEY_ID": KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET,
             "AWS_REGION": "us-east-1",

@@ -1360,7 +1360,7 @@ def _add_remote(commands: Any) -> None:
         "remote",
         "where DVC keeps data and models: the folder dvc-remote/, or S3",
         "pilltrack remote\n"
-        "PILLTRACK_S3_URL=s3://pills/team pilltrack remote s3\n"
+        "PILLTRACK_REMOTE=s3://pills/team pilltrack remote s3\n"
         "pilltrack remote folder",
     )
     command.description = (
@@ -1382,7 +1382,7 @@ def _remote(arguments: argparse.Namespace) -> int:
         address = remote.s3_from(os.environ)
         if address is None:
             raise InputRejected(
-                "PILLTRACK_S3_URL",
+                "PILLTRACK_REMOTE",
                 found="not set",
                 expected="s3://BUCKET/PREFIX",
                 remedy="Fill in the variables of .env.example.",

@@ -37,7 +37,7 @@ def test_what_is_required_may_not_be_unused(tmp_path: Path) -> None:
     checks = examine(project(tmp_path / "clone"), NO_TOOLS, ["s3 write"])
     (write,) = (check for check in checks if check.name == "s3 write")
     assert write.state == "missing"
-    assert "PILLTRACK_S3_URL" in write.remedy
+    assert "PILLTRACK_REMOTE" in write.remedy
     assert exit_code(checks) == 1
 
 
@@ -50,7 +50,7 @@ def test_unknown_requirement_is_refused(
 
 
 def test_address_that_dvc_does_not_use_yet_is_broken(tmp_path: Path) -> None:
-    named = {**NO_TOOLS, "PILLTRACK_S3_URL": "s3://pills"}
+    named = {**NO_TOOLS, "PILLTRACK_REMOTE": "s3://pills"}
     checks = {check.name: check for check in examine(project(tmp_path / "clone"), named)}
     assert checks["dvc remote"].state == "broken"
     assert checks["dvc remote"].remedy == "Run `pilltrack remote s3`."
@@ -62,7 +62,7 @@ def test_json_says_healthy_only_with_exit_code_0(
 ) -> None:
     clone = project(tmp_path / "clone")
     monkeypatch.chdir(clone)
-    monkeypatch.delenv("PILLTRACK_S3_URL", raising=False)
+    monkeypatch.delenv("PILLTRACK_REMOTE", raising=False)
     monkeypatch.delenv("PILLTRACK_TRACKING", raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
     monkeypatch.setenv("PATH", "/nowhere")

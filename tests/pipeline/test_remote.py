@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from pilltrack.cli import main
 from pilltrack.core.errors import InputRejected, StageFailed
+from pilltrack.pipeline import doctor
 from pilltrack.pipeline.remote import current_remote, s3_from, use_folder, use_s3
+from tests.imports import ROOT
 from tests.s3 import project
 
 NAMED = {
-    "PILLTRACK_S3_URL": "s3://pills/team/",
+    "PILLTRACK_REMOTE": "s3://pills/team/",
     "AWS_REGION": "eu-central-1",
     "AWS_ENDPOINT_URL": "https://s3.example.org",
 }
@@ -60,11 +64,11 @@ def test_other_settings_of_the_clone_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"PILLTRACK_S3_URL": "https://pills.s3.amazonaws.com"},
-        {"PILLTRACK_S3_URL": "s3://"},
-        {"PILLTRACK_S3_URL": "s3://key:hunter2@pills"},
-        {"PILLTRACK_S3_URL": "s3://pills", "AWS_ENDPOINT_URL": "s3.example.org"},
-        {"PILLTRACK_S3_URL": "s3://pills", "AWS_ENDPOINT_URL": "https://key:hunter2@s3.example"},
+        {"PILLTRACK_REMOTE": "https://pills.s3.amazonaws.com"},
+        {"PILLTRACK_REMOTE": "s3://"},
+        {"PILLTRACK_REMOTE": "s3://key:hunter2@pills"},
+        {"PILLTRACK_REMOTE": "s3://pills", "AWS_ENDPOINT_URL": "s3.example.org"},
+        {"PILLTRACK_REMOTE": "s3://pills", "AWS_ENDPOINT_URL": "https://key:hunter2@s3.example"},
     ],
 )
 def test_wrong_address_is_refused_without_repeating_its_password(wrong: dict[str, str]) -> None:
@@ -73,7 +77,7 @@ def test_wrong_address_is_refused_without_repeating_its_password(wrong: dict[str
     assert "hunter2" not in str(refused.value)
 
 
-@pytest.mark.parametrize("empty", [{}, {"PILLTRACK_S3_URL": ""}, {"PILLTRACK_S3_URL": "  "}])
+@pytest.mark.parametrize("empty", [{}, {"PILLTRACK_REMOTE": ""}, {"PILLTRACK_REMOTE": "  "}])
 def test_empty_address_is_none(empty: dict[str, str]) -> None:
     assert s3_from(empty) is None
 
@@ -82,9 +86,9 @@ def test_s3_without_an_address_ends_with_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(project(tmp_path / "clone"))
-    monkeypatch.setenv("PILLTRACK_S3_URL", "")  # as GitHub passes a secret that does not exist
+    monkeypatch.setenv("PILLTRACK_REMOTE", "")  # as GitHub passes a secret that does not exist
     assert main(["remote", "s3"]) == 1
-    assert "PILLTRACK_S3_URL: not set" in capsys.readouterr().err
+    assert "PILLTRACK_REMOTE: not set" in capsys.readouterr().err
 
 
 def test_outside_a_project_there_is_no_remote(tmp_path: Path) -> None:
@@ -97,3 +101,14 @@ def test_broken_configuration_is_named(tmp_path: Path) -> None:
     (clone / ".dvc" / "config.local").write_text("[remote\n")
     with pytest.raises(StageFailed, match=r"config\.local"):
         current_remote(clone)
+
+
+def test_the_example_names_every_variable_and_holds_no_secret() -> None:
+    lines = (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
+    named = [line.lstrip("#") for line in lines if re.match(r"#?[A-Z0-9_]+=", line)]
+    assert {name for name in named if not name.endswith("=")} == set()
+    assert {f"{name}=" for name in (*NAMED, *doctor.SECRETS, "AWS_ACCESS_KEY_ID")} <= {
+        *named, "MLFLOW_TRACKING_TOKEN=",
+    }  # fmt: skip
+    ignored = subprocess.run(["git", "check-ignore", "-q", ".env"], cwd=ROOT, check=False)
+    assert ignored.returncode == 0

@@ -55,7 +55,7 @@ S3_REMEDIES = {
     "InvalidToken": "AWS_SESSION_TOKEN is wrong: renew or unset it.",
     "ExpiredToken": "AWS_SESSION_TOKEN has expired: renew it.",
     "AccessDenied": "Allow this key to list the bucket and to get, put and delete its objects.",
-    "NoSuchBucket": "Create the bucket, or correct PILLTRACK_S3_URL and repeat `pilltrack remote`.",
+    "NoSuchBucket": "Create the bucket, or correct PILLTRACK_REMOTE and repeat `pilltrack remote`.",
     "PermanentRedirect": "Set AWS_REGION to the bucket's region and repeat `pilltrack remote s3`.",
     "AuthorizationHeaderMalformed": "Set AWS_REGION to the bucket's region and repeat "
     "`pilltrack remote s3`.",
@@ -429,7 +429,7 @@ def _client(remote: Remote, environment: Mapping[str, str]) -> Any:
 def _required(check: Check, require: Collection[str]) -> Check:
     if check.name not in require or check.state != "not used":
         return check
-    remedy = KEYS.replace("Set", "Set PILLTRACK_S3_URL,") if check.name == "s3 write" else ""
+    remedy = KEYS.replace("Set", "Set PILLTRACK_REMOTE,") if check.name == "s3 write" else ""
     return replace(check, state="missing", remedy=remedy or "It is required here: set it up.")
 
 

@@ -55,20 +55,20 @@ class Remote:
 
 
 def s3_from(environment: Mapping[str, str]) -> Remote | None:
-    """The S3 address that the environment names; None where `PILLTRACK_S3_URL` is empty or unset.
+    """The S3 address that the environment names; None where `PILLTRACK_REMOTE` is empty or unset.
 
-    >>> str(s3_from({"PILLTRACK_S3_URL": "s3://pills/team", "AWS_REGION": "eu-central-1"}))
+    >>> str(s3_from({"PILLTRACK_REMOTE": "s3://pills/team", "AWS_REGION": "eu-central-1"}))
     's3://pills/team'
     >>> s3_from({}) is None
     True
     """
-    url = environment.get("PILLTRACK_S3_URL", "").strip().rstrip("/")
+    url = environment.get("PILLTRACK_REMOTE", "").strip().rstrip("/")
     if not url:
         return None
     parts = urlsplit(url)
     if parts.scheme != "s3" or not parts.hostname or parts.query or "@" in parts.netloc:
         raise InputRejected(
-            "PILLTRACK_S3_URL",
+            "PILLTRACK_REMOTE",
             found=repr(without_login(url)),
             expected="s3://BUCKET or s3://BUCKET/PREFIX",
             remedy="Correct it; an endpoint goes into AWS_ENDPOINT_URL, keys into AWS_*.",
