@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+TRACKING = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "PILLTRACK_TRACKING")
+
 
 def tiny(params: dict[str, Any]) -> dict[str, Any]:
     """The committed small-machine setting, cut down to a minute; every gate still bites."""
@@ -40,7 +42,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run a command of the clone's own code; `environment` is added to ours."""
     variables = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name not in TRACKING},
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(repository / "src"),
         "HF_HUB_OFFLINE": "1",

@@ -54,6 +54,11 @@ def test_nothing_is_unpickled() -> None:
     assert unpickling(modules(SOURCE)) == []
 
 
+def test_only_tracking_imports_mlflow() -> None:
+    found = {m.name for m in modules(SOURCE) if any(i.split(".")[0] == "mlflow" for i in m.imports)}
+    assert found == {"pilltrack.pipeline.tracking"}
+
+
 def test_core_and_edge_load_nothing_of_the_training_machine() -> None:
     names = [m.name for m in modules(SOURCE) if m.room in ("core", "edge")]
     assert "pilltrack.core.identify" in names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import logging
@@ -20,7 +21,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
 
-from pilltrack.cli import main
+from pilltrack.cli import STAGES, main
 from pilltrack.core.bundle import read_bundle
 from pilltrack.core.bundle_model import BundleModel
 from pilltrack.core.errors import GateFailed, InputRejected, ParamsRejected, StageFailed
@@ -28,7 +29,7 @@ from pilltrack.core.identify import open_identifier, to_json
 from pilltrack.core.image import decode_image
 from pilltrack.pipeline.machine_load import MachineLoad, parse_gpus
 from pilltrack.pipeline.package import git_commit
-from pilltrack.pipeline.params import Params
+from pilltrack.pipeline.params import Params, load_params
 from pilltrack.pipeline.spool import FILES, RUN_FILE, Started, record, waiting
 from pilltrack.pipeline.tracking import is_tracked, send, spool_of, tracked
 from tests.imports import ROOT
@@ -190,6 +191,27 @@ def test_the_stages_of_one_dvc_repro_are_children_of_one_run(
     assert {file.path for file in files} == {"history.csv", "history.png", "params.json"}
 
 
+@pytest.mark.e2e
+def test_the_whole_pipeline_is_one_run_in_the_local_store(repository: Path) -> None:
+    uri = f"sqlite:///{repository / 'mlflow.db'}"
+    found = {run.data.tags["stage"]: run for run in children(uri, "pilltrack")}
+    assert list(STAGES) == sorted(found, key=list(STAGES).index)
+    [parent] = {run.data.tags["mlflow.parentRunId"] for run in found.values()}
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
+    with (repository / "artifacts" / "train" / "history.csv").open() as opened:
+        rows = list(csv.DictReader(opened))
+    loss = history(uri, found["train"], "loss")
+    assert loss == [(int(row["epoch"]), float(row["loss"])) for row in rows]
+    metrics = json.loads((repository / "artifacts" / "evaluate" / "metrics.json").read_bytes())
+    recall = "test/rendered/new/recall_at_1/value"
+    value = metrics["test"]["rendered"]["new"]["recall_at_1"]["value"]
+    assert found["evaluate"].data.metrics[recall] == value
+    assert MlflowClient(uri, uri).get_run(parent).data.metrics[f"evaluate/{recall}"] == value
+    name = load_params(repository / "params.yaml").package.name
+    version = MlflowClient(uri, uri).get_model_version_by_alias(name, "challenger")
+    assert version.run_id == found["package"].info.run_id
+
+
 def test_a_file_of_an_earlier_run_is_not_recorded(workplace: Path, tiny_params: Params) -> None:
     (workplace / "convert").mkdir()
     parity = workplace / "convert" / "parity.json"
@@ -237,6 +259,23 @@ def test_a_stage_outlives_a_server_that_is_down_and_is_sent_later_once(
     [run] = children(server, "later")
     assert history(server, run, "loss") == [(1, 0.5), (2, 0.25)]
     assert waiting(spool_of(workplace)) == []
+
+
+def test_a_machine_without_git_runs_stages_untracked(
+    workplace: Path,
+    tiny_params: Params,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    ran = []
+    with caplog.at_level(logging.WARNING), tracked("train", tiny_params, workplace):
+        ran.append("train")
+    assert ran == ["train"]
+    [warning] = caplog.messages
+    assert "train is not tracked" in warning
+    assert "git" in warning
 
 
 def test_a_failing_stage_fails_as_without_tracking_and_is_on_record(

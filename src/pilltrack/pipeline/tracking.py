@@ -69,6 +69,7 @@ SETTINGS = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
@@ -103,11 +104,12 @@ def tracked(stage: str, params: Params, artifacts: Path) -> Iterator[None]:
 
     Whatever goes wrong with tracking is one warning.
     """
-    if not is_tracked():
+    watch = _begun(stage) if is_tracked() else None
+    if watch is None:
         yield
         return
     ended_by: BaseException | None = None
-    started, load = Started(stage), MachineLoad()
+    started, load = watch
     try:
         with load:
             yield
@@ -120,7 +122,19 @@ def tracked(stage: str, params: Params, artifacts: Path) -> Iterator[None]:
             if ended_by is None or isinstance(ended_by, Exception):
                 _send_beside(artifacts)
         except Exception as error:  # noqa: BLE001 - hours of training outweigh a record of them
-            log.warning("%s is not tracked: %s", stage, error)
+            _warn_untracked(stage, error)
+
+
+def _begun(stage: str) -> tuple[Started, MachineLoad] | None:
+    try:
+        return Started(stage), MachineLoad()
+    except Exception as error:  # noqa: BLE001 - nor may it keep a stage from beginning
+        _warn_untracked(stage, error)
+        return None
+
+
+def _warn_untracked(stage: str, error: Exception) -> None:
+    log.warning("%s is not tracked: %s", stage, error)
 
 
 def _send_beside(artifacts: Path) -> None:
