@@ -73,7 +73,7 @@ pull: install
 	if [ -n "$$REMOTE" ]; then \
 	    dvc remote add --quiet --local --force --default ci "$$REMOTE" && \
 	    dvc remote modify --quiet --local ci verify true && \
-	    dvc pull $(DATA).dvc && dvc pull --allow-missing; \
+	    { dvc pull $(DATA).dvc && dvc pull --allow-missing || { pilltrack doctor; exit 1; }; }; \
 	else $(MAKE) $(DATA); fi
 
 repro: install
