@@ -101,11 +101,11 @@ note: install
 	    --comparison build/comparison.md $${RUN_URL:+--link "run=$$RUN_URL"} \
 	    $${MLFLOW_URL:+--link "MLflow=$$MLFLOW_URL"}
 
-# Needs the device install only, so that a comment does not wait for torch.
+# NOTE: a file of another run. Needs the device install only: a comment does not wait for torch.
 comment:
 	test -x $(BIN)/pilltrack || { $(PYTHON) -m venv $(VENV) && \
 	    $(BIN)/python -m pip install --quiet --constraint constraints.txt .; }
-	pilltrack comment post build/note.json
+	pilltrack comment post "$${NOTE:-build/note.json}"
 
 # TAG: v and the version.
 dist: report

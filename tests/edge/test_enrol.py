@@ -195,6 +195,11 @@ def test_without_a_reason_nothing_is_enrolled(reason: str, service: Service) -> 
     assert "give a reason" in refused.value.remedy
 
 
+def test_a_reason_that_a_terminal_would_obey_is_refused(service: Service) -> None:
+    with pytest.raises(InputRejected, match="reason"):
+        service.enrol("green", named(pill_photo()), ["front"], NOW, reason="ok\x1b[1A")
+
+
 def test_no_reason_enrols_a_photo_without_a_pill(service: Service, tmp_path: Path) -> None:
     photos = named(pill_photo(), empty_table())
     with pytest.raises(PhotosRefused) as refused:

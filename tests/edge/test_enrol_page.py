@@ -91,6 +91,10 @@ def test_a_mended_enrolment_needs_no_reason(page: Page, home: Path, tmp_path: Pa
     page.get_by_label(WHY).wait_for()
     page.get_by_role("button", name="Remove photo 2").click()
     assert page.get_by_label(WHY).count() == 0  # what was said of other photos counts no more
+    enrol(page, "green")
+    page.get_by_label(WHY).wait_for()
+    page.get_by_label("Name of the pill").fill("red")
+    assert page.get_by_label(WHY).count() == 0  # nor does what was said of another name
     page.get_by_label("Side shown by photo 2").select_option("back")
     enrol(page, "green")
     page.get_by_text("green is enrolled with 2 photos").wait_for()

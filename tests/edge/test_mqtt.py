@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -20,7 +21,7 @@ import pytest
 
 from pilltrack.core.errors import StageFailed
 from pilltrack.edge.events import EVENT, EnrolEvent
-from pilltrack.edge.mqtt import Events
+from pilltrack.edge.mqtt import ONLINE, Events
 from pilltrack.edge.settings import Broker, Settings
 from tests.edge.conftest import noise, png, red
 from tests.edge.server import serving
@@ -206,6 +207,17 @@ def test_a_full_queue_gives_up_its_oldest_and_counts_them(started: Started) -> N
     assert events.n_dropped == 4
     events.close()
     listener.close()
+
+
+def test_a_full_queue_never_gives_up_the_status() -> None:
+    events = Events(Broker("127.0.0.1", free_port()), queue_size=2)
+    events._status = ONLINE  # the broker has just let the device in, and nothing has left yet
+    for number in range(5):
+        events.publish(enrolled(number))
+    assert (events.n_waiting, events.n_dropped) == (3, 3)
+    assert events._next().payload == ONLINE
+    assert json.loads(events._next().payload)["pill"] == "3"
+    events.close()
 
 
 def test_a_broker_that_never_answers_holds_nothing_up() -> None:

@@ -83,9 +83,9 @@ def _make() -> None:
     commit()
 
 
-def commit() -> str:
+def commit(message: str = "Change something") -> str:
     git("add", "--all")
-    git("commit", "--quiet", "--allow-empty", "--message", "Change something")
+    git("commit", "--quiet", "--allow-empty", "--message", message)
     write_report()
     return git("rev-parse", "HEAD")
 
@@ -132,7 +132,7 @@ def test_a_commit_that_is_not_checked_out_is_refused(
 ) -> None:
     ours = git("rev-parse", "HEAD")
     git("checkout", "--quiet", "--orphan", "other")
-    other = commit()
+    other = commit("Begin anew")  # within one second the same words would make the same commit
     git("checkout", "--quiet", "--force", ours)
     assert write(of=other) == (1, "")
     assert "not part of what is checked out" in capsys.readouterr().err

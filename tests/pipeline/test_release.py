@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pilltrack.core.errors import StageFailed
+from pilltrack.pipeline.checkout import require_unchanged
 from pilltrack.pipeline.release import packed, release
 
 
@@ -38,6 +39,30 @@ def test_the_same_bundle_gives_the_same_bytes(tmp_path: Path) -> None:
         "manifest.json": "manifest.json",
         "model.tflite": "model.tflite",
     }
+
+
+def test_where_git_does_not_answer_nothing_is_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "absent"))
+    with pytest.raises(StageFailed, match="it names no commit"):
+        release("v0.1.0", tmp_path, tmp_path)
+    with pytest.raises(StageFailed, match="git status"):
+        require_unchanged("v0.1.0")
+
+
+@pytest.mark.parametrize("path", ["src/new.py", "data/pills.zip.dvc", "dvc.lock"])
+def test_what_the_tag_does_not_hold_is_refused(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    git("init", "--quiet")
+    git("commit", "--quiet", "--allow-empty", "--message", "one")
+    git("tag", "v0.1.0")
+    (tmp_path / path).parent.mkdir(exist_ok=True)
+    (tmp_path / path).write_text("new")
+    with pytest.raises(StageFailed, match=f"does not hold: {path.split('/')[0]}"):
+        release("v0.1.0", tmp_path, tmp_path)
 
 
 def test_a_tag_of_another_version_or_commit_is_refused(

@@ -11,7 +11,7 @@ import pytest
 from pilltrack.cli import main
 from pilltrack.core.errors import InputRejected, StageFailed
 from pilltrack.pipeline import doctor
-from pilltrack.pipeline.remote import current_remote, s3_from, use_folder, use_s3
+from pilltrack.pipeline.remote import Remote, current_remote, s3_from, use_folder, use_s3
 from tests.imports import ROOT
 from tests.s3 import project
 
@@ -26,6 +26,10 @@ def test_a_new_clone_uses_the_folder_without_any_account(tmp_path: Path) -> None
     remote = current_remote(project(tmp_path / "clone"))
     assert remote.is_folder
     assert remote.url == str(tmp_path / "clone" / "dvc-remote")
+
+
+def test_a_login_in_an_address_is_never_shown() -> None:
+    assert "secret" not in str(Remote("webdavs://ann:secret@host/x", {}))
 
 
 def test_the_environment_reaches_dvc(tmp_path: Path) -> None:

@@ -67,8 +67,8 @@ def spool_train(artifacts: Path, params: Params, error: BaseException | None = N
     started = Started("train")
     (artifacts / "train").mkdir(exist_ok=True)
     (artifacts / "train" / "history.csv").write_text(HISTORY)
-    with MachineLoad(interval_s=0.01) as load:
-        pass
+    load = MachineLoad(interval_s=0.01).start()
+    load.stop()
     return record(started, params, artifacts, error=error, load=load.samples)
 
 

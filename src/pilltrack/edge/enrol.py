@@ -13,6 +13,7 @@ in that instant alone.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -233,7 +234,7 @@ def _told_apart(name: str, taken: Sequence[str]) -> str:
 def _checked(reason: str) -> str:
     """A reason without blanks around it."""
     reason = reason.strip()
-    if len(reason) > MAX_REASON_LENGTH or (not reason.isprintable() and _is_no_text(reason)):
+    if len(reason) > MAX_REASON_LENGTH or _is_no_text(reason):
         raise InputRejected(
             "reason",
             found=f"{len(reason)} characters",
@@ -244,7 +245,9 @@ def _checked(reason: str) -> str:
 
 
 def _is_no_text(words: str) -> bool:
-    return words.encode(errors="ignore").decode() != words
+    """It holds control characters, which a terminal obeys, or halves of characters."""
+    kinds = {unicodedata.category(character) for character in words if character not in "\n\r\t"}
+    return bool(kinds & {"Cc", "Cs"})
 
 
 def _nothing_seen(image: str) -> ImageRejected:

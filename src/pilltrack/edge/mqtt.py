@@ -83,6 +83,7 @@ class Events:
         self.broker = broker
         self._queue_size = queue_size
         self._queue: deque[_Message] = deque()
+        self._status: bytes | None = None  # to be said next, before any event
         self._n_in_flight = self._n_acknowledged = self._n_dropped = 0
         self._connected = self._closing = False
         self._trouble = ""  # what was logged last
@@ -112,7 +113,7 @@ class Events:
     @property
     def n_waiting(self) -> int:
         """How many messages are queued or not yet acknowledged."""
-        return len(self._queue) + self._n_in_flight
+        return len(self._queue) + self._n_in_flight + (self._status is not None)
 
     def publish(self, event: Event) -> None:
         """Queue an event; returns at once, from any thread."""
@@ -133,7 +134,7 @@ class Events:
             if self._closing:
                 return
             self._closing = True
-            self._queue.appendleft(_Message(self._status_topic, OFFLINE, retain=True))
+            self._status = OFFLINE
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self._connected or not self.n_waiting, CLOSE_S)
         self._client.disconnect()
@@ -183,16 +184,25 @@ class Events:
                 self._changed.wait_for(lambda: self._may_send() or self._is_over())
                 if self._is_over():
                     return
-                message = self._queue.popleft()
+                message = self._next()
                 self._n_in_flight += 1
             # Even if the connection is lost now, the client keeps it and sends it on the next.
             self._client.publish(message.topic, message.payload, qos=1, retain=message.retain)
 
+    def _next(self) -> _Message:
+        status, self._status = self._status, None
+        if status is not None:
+            return _Message(self._status_topic, status, retain=True)
+        return self._queue.popleft()
+
     def _may_send(self) -> bool:
-        return self._connected and bool(self._queue) and self._n_in_flight < IN_FLIGHT
+        return self._connected and self._has_more() and self._n_in_flight < IN_FLIGHT
 
     def _is_over(self) -> bool:
-        return self._closing and not (self._connected and self._queue)
+        return self._closing and not (self._connected and self._has_more())
+
+    def _has_more(self) -> bool:
+        return self._status is not None or bool(self._queue)
 
     # The client's thread calls what follows.
 
@@ -209,7 +219,7 @@ class Events:
             return
         with self._changed:
             self._connected = True
-            self._queue.appendleft(_Message(self._status_topic, ONLINE, retain=True))
+            self._status = ONLINE
             self._changed.notify_all()
         self._trouble = ""
         log.info("events go to MQTT broker %s:%d", self.broker.host, self.broker.port)

@@ -9,14 +9,17 @@ from pilltrack.core.errors import StageFailed
 MADE_OF = ("src", "params.yaml", "dvc.yaml")
 
 
-def require_unchanged(revision: str) -> None:
-    """Refuse code and parameters that differ from what is checked out as `revision`."""
-    others = changed(*MADE_OF)
+def require_unchanged(revision: str, *more: str) -> None:
+    """Refuse code, parameters and `more` paths that differ from what is checked out as `revision`.
+
+    Raises StageFailed then, and where git does not answer.
+    """
+    others = changed(*MADE_OF, *more)
     if others:
         raise StageFailed(
             revision,
             found=f"changes that it does not hold: {', '.join(others)}",
-            expected="code and parameters as committed",
+            expected="all as committed",
             remedy="Commit them, or `git restore` them.",
         )
 
@@ -42,9 +45,19 @@ def out_of_step() -> set[str]:
 
 
 def changed(*paths: str) -> list[str]:
-    """Tracked files below `paths` that differ from the commit."""
-    lines = git("status", "--porcelain", "--untracked-files=no", "--", *paths).stdout
-    return [line[3:] for line in lines.splitlines()]
+    """Files below `paths` that differ from the commit, or are new and not ignored.
+
+    Raises StageFailed where git does not answer.
+    """
+    answer = git("status", "--porcelain", "--", *paths)
+    if answer.returncode:
+        raise StageFailed(
+            "git status",
+            found=answer.stderr.strip() or f"exit code {answer.returncode}",
+            expected="a repository that git reads",
+            remedy="Run from the repository in which the pipeline ran.",
+        )
+    return [line[3:] for line in answer.stdout.splitlines()]
 
 
 def git(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -26,6 +26,7 @@ from pilltrack.pipeline.checkout import changed, git, out_of_step, require_uncha
 
 MARKER = "<!-- pilltrack: report of the pull request -->"
 MAX_CHARACTERS = 65_536  # of a comment on GitHub
+MAX_NOTE_BYTES = 1_000_000  # all of it in JSON
 CUT = "\n\n⚠ Cut here: the whole report is with the run.\n"
 AFTER_MEASURING = ("evaluate", "locate", "package")  # stages of which no figure depends
 
@@ -90,7 +91,8 @@ def read_note(path: Path) -> Note:
     Raises StageFailed when it is missing or not a note.
     """
     try:
-        return Note.model_validate_json(path.read_bytes())
+        with path.open("rb") as file:
+            return Note.model_validate_json(file.read(MAX_NOTE_BYTES))
     except (OSError, ValidationError) as error:
         found = "missing" if isinstance(error, FileNotFoundError) else "not a note"
         raise StageFailed(

@@ -11,7 +11,6 @@ import subprocess
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import psutil
@@ -33,17 +32,14 @@ class MachineLoad:
         self._thread = threading.Thread(target=self._watch, name="machine load", daemon=True)
         self._received, self._sent = _network()
 
-    def __enter__(self) -> Self:
+    def start(self) -> Self:
+        """Begin, and return itself."""
         psutil.cpu_percent()  # the first answer is always 0
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def stop(self) -> None:
+        """End, with a last sample."""
         self._ended.set()
         self._thread.join()
 

@@ -26,7 +26,7 @@ def release(tag: str, artifacts: Path, out: Path) -> list[Path]:
     Raises StageFailed when anything is not the tag's, BundleRejected for a damaged bundle.
     """
     _require_tag(tag)
-    require_unchanged(tag)
+    require_unchanged(tag, "data", "dvc.lock")
     unfinished = sorted(out_of_step())
     if unfinished:
         raise StageFailed(
@@ -72,7 +72,7 @@ def _require_tag(tag: str) -> None:
         )
     tagged = git("rev-parse", "--verify", "--quiet", f"refs/tags/{tag}^{{commit}}").stdout.strip()
     here = git("rev-parse", "HEAD").stdout.strip()
-    if tagged != here:
+    if not tagged or tagged != here:
         raise StageFailed(
             f"tag {tag}",
             found=f"it names {tagged or 'no commit'}, checked out is {here}",

@@ -51,7 +51,8 @@ class Remote:
 
     def __str__(self) -> str:
         endpoint = self.options.get("endpointurl")
-        return f"{self.url} at {without_login(endpoint)}" if endpoint else self.url
+        url = without_login(self.url)
+        return f"{url} at {without_login(endpoint)}" if endpoint else url
 
 
 def s3_from(environment: Mapping[str, str]) -> Remote | None:

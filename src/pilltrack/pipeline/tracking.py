@@ -111,12 +111,12 @@ def tracked(stage: str, params: Params, artifacts: Path) -> Iterator[None]:
     ended_by: BaseException | None = None
     started, load = watch
     try:
-        with load:
-            yield
+        yield
     except BaseException as error:
         ended_by = error
         raise
     finally:
+        load.stop()
         try:
             record(started, params, artifacts, error=ended_by, load=load.samples)
             if ended_by is None or isinstance(ended_by, Exception):
@@ -127,7 +127,7 @@ def tracked(stage: str, params: Params, artifacts: Path) -> Iterator[None]:
 
 def _begun(stage: str) -> tuple[Started, MachineLoad] | None:
     try:
-        return Started(stage), MachineLoad()
+        return Started(stage), MachineLoad().start()
     except Exception as error:  # noqa: BLE001 - nor may it keep a stage from beginning
         _warn_untracked(stage, error)
         return None

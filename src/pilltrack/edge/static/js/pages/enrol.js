@@ -41,7 +41,7 @@ export async function open(place) {
     show();
   }
 
-  // A reason is for what was seen: with other photos, or sides, nothing that was said of all of them counts.
+  // A reason is for what was seen: with another name, other photos, or sides, nothing that was said of all of them counts.
   function show() {
     outcome.replaceChildren();
     shown.replaceChildren(...photos.map((photo, index) => {
@@ -89,6 +89,7 @@ export async function open(place) {
       element("button", { type: "button", class: "danger", onclick: go }, text.override));
   }
 
+  name.addEventListener("input", () => outcome.replaceChildren());
   file.addEventListener("change", () => { add([...file.files]); file.value = ""; });
   camera.addEventListener("click", async () => {
     try {
