@@ -1,6 +1,6 @@
 # The training machine: everything but the repository, which is mounted, so that git and DVC see it.
 #   docker build -f deploy/train.Dockerfile -t pilltrack-train .
-#   docker run --rm -it -v "$PWD:/work" pilltrack-train dvc repro        (--gpus all, where there is one)
+#   docker run --rm -it -v "$PWD:/project" pilltrack-train dvc repro        (--gpus all, where there is one)
 # linux/amd64 brings CUDA with torch; linux/arm64 (Apple silicon, Graviton) is built the same way and
 # trains on the CPU: docker buildx build --platform linux/arm64 …
 FROM python:3.11-slim-bookworm
@@ -19,11 +19,11 @@ RUN mkdir -p src/pilltrack \
     && python -m venv /opt/venv \
     && /opt/venv/bin/python -m pip install --no-cache-dir --constraint constraints.txt ".[train,mqtt]" \
     && useradd --create-home --uid 1000 pilltrack \
-    && git config --system --add safe.directory /work
+    && git config --system --add safe.directory /project
 
 ENV PATH=/opt/venv/bin:$PATH \
-    PYTHONPATH=/work/src \
+    PYTHONPATH=/project/src \
     DVC_NO_ANALYTICS=1
 USER 1000
-WORKDIR /work
+WORKDIR /project
 CMD ["pilltrack", "--help"]

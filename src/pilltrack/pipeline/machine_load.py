@@ -22,8 +22,7 @@ Sample = tuple[int, dict[str, float]]  # milliseconds since 1970, name -> value
 
 
 class MachineLoad:
-    """Samples the machine in a thread until the block ends: at its beginning, now and then, at
-    its end."""
+    """Samples the machine in a thread from `start` to `stop`: at both, and now and then between."""
 
     def __init__(self, interval_s: float = INTERVAL_S) -> None:
         self.samples: list[Sample] = []
