@@ -45,6 +45,7 @@ from pilltrack.pipeline.views import several_views
 log = logging.getLogger(__name__)
 
 LossOfBatch = Callable[[torch.nn.Module, Batch], torch.Tensor]
+AfterEpoch = Callable[[dict[str, float]], None]  # gets the new row of the history
 COLUMNS = ("epoch", "step", "loss", "learning_rate")
 
 
@@ -101,15 +102,17 @@ def fit(
     settings: TrainParams | DistillParams,
     process: Process,
     *,
-    checkpoint: Path,
+    checkpoint: Path | None,
     identity: str,
     title: str,
+    after_epoch: AfterEpoch | None = None,
 ) -> list[dict[str, float]]:
     """Train `net` in place and return the history, one row per epoch (keys: COLUMNS).
 
     `identity` names everything the result depends on; a checkpoint with another identity is
     ignored. Delete the checkpoint once the result is written: a finished one would be taken for
-    this run's. Raises StageFailed when the loss is not finite.
+    this run's. Without a checkpoint, a killed run begins anew. `after_epoch` may look at `net`, and
+    ends the training by raising. Raises StageFailed when the loss is not finite.
     """
     # A GPU's deterministic kernels would cost more than their promise is worth there.
     torch.use_deterministic_algorithms(process.device.type == "cpu")
@@ -160,6 +163,10 @@ def fit(
             seconds, epoch_s = time.monotonic() - epoch_s, time.monotonic()
             log.debug("%s: epoch %d, loss %.4f, %.1f s", title, ends[done], row[2], seconds)
             losses = []
+            if after_epoch:
+                after_epoch(history[-1])
+        if checkpoint is None:
+            continue
         if done in ends or time.monotonic() - saved_s > settings.checkpoint_every_s:
             if process.leads:
                 save(checkpoint, identity, net, optimiser, done, history, losses)
@@ -184,7 +191,7 @@ def learning_rate(step: int, steps: int, highest: float, warmup_share: float) ->
 
 
 def resume(
-    checkpoint: Path,
+    checkpoint: Path | None,
     identity: str,
     net: torch.nn.Module,
     optimiser: torch.optim.Optimizer,
@@ -195,7 +202,7 @@ def resume(
     Nothing is loaded, and all three are zero or empty, when there is no checkpoint or it has
     another identity. Raises StageFailed when it is damaged.
     """
-    if not checkpoint.is_file():
+    if checkpoint is None or not checkpoint.is_file():
         return 0, [], []
     try:
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
