@@ -22,7 +22,7 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,mqtt,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,mqtt,postgres,dev]'
 	$(BIN)/python -m pip check
 	touch $@
 

@@ -17,7 +17,7 @@ COPY pyproject.toml constraints.txt ./
 RUN mkdir -p src/pilltrack \
     && touch README.md LICENSE src/pilltrack/__init__.py \
     && python -m venv /opt/venv \
-    && /opt/venv/bin/python -m pip install --no-cache-dir --constraint constraints.txt ".[train,mqtt]" \
+    && /opt/venv/bin/python -m pip install --no-cache-dir --constraint constraints.txt ".[train,mqtt,postgres]" \
     && useradd --create-home --uid 1000 pilltrack \
     && git config --system --add safe.directory /project
 
