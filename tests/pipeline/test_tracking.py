@@ -30,7 +30,15 @@ from pilltrack.core.image import decode_image
 from pilltrack.pipeline.machine_load import MachineLoad, parse_gpus
 from pilltrack.pipeline.package import git_commit
 from pilltrack.pipeline.params import Params, load_params
-from pilltrack.pipeline.spool import FILES, RUN_FILE, Started, record, waiting
+from pilltrack.pipeline.spool import (
+    FILES,
+    RUN_FILE,
+    SESSIONS,
+    Ending,
+    Started,
+    record,
+    waiting,
+)
 from pilltrack.pipeline.tracking import is_tracked, send, spool_of, tracked
 from tests.imports import ROOT
 from tests.pipeline.mlflow_server import free_port, mlflow_server, proxy_before
@@ -359,6 +367,29 @@ def test_a_damaged_record_is_reported_and_holds_up_no_other(
         send(spool_of(workplace), server, "damaged")
     assert len(children(server, "damaged")) == 1
     assert waiting(spool_of(workplace)) == [damaged]
+
+
+def test_a_damaged_session_is_reported_and_holds_up_no_record(
+    workplace: Path, server: str, tiny_params: Params
+) -> None:
+    spool_train(workplace, tiny_params)
+    damaged = spool_of(workplace) / SESSIONS / "0.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"{\xff")
+    for _ in range(2):
+        with pytest.raises(StageFailed, match=r"0\.json: not a session.*Move it away"):
+            send(spool_of(workplace), server, "damaged session")
+    assert len(children(server, "damaged session")) == 1
+    assert waiting(spool_of(workplace)) == []
+    assert damaged.is_file()
+    # That of the next record is written anew.
+    [session] = set(damaged.parent.iterdir()) - {damaged}
+    session.write_text("{}")
+    damaged.unlink()
+    spool_train(workplace, tiny_params)
+    send(spool_of(workplace), server, "damaged session")
+    assert len(children(server, "damaged session")) == 2
+    assert Ending.model_validate_json(session.read_bytes()).session.pid == os.getpid()
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pilltrack.core.errors import InputRejected, PillTrackError, StageFailed
+from pilltrack.pipeline.mlflow_uri import mlflow_uri
 from pilltrack.pipeline.remote import Remote, current_remote, s3_from, without_login
 
 DEADLINE_S = 10.0  # for a check of something remote
@@ -40,7 +41,6 @@ GIGABYTE = 1_000_000_000
 COPIES_OF_THE_ZIP = 4  # the zip, its images, and both again in DVC's cache
 FREE_BYTES = 2 * GIGABYTE  # models, checkpoints, reports
 DATA = Path("data/pills_dataset_resnet.zip")
-DEFAULT_MLFLOW = "sqlite:///mlflow.db"
 SECRETS = (
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
@@ -311,7 +311,7 @@ def check_mlflow(project: Path, environment: Mapping[str, str]) -> Check:
     """The tracking server's health, or whether its file or folder can be written."""
     if environment.get("PILLTRACK_TRACKING") == "off":
         return Check("mlflow", "not used", "PILLTRACK_TRACKING is off")
-    uri = environment.get("MLFLOW_TRACKING_URI") or DEFAULT_MLFLOW
+    uri = mlflow_uri(environment)
     scheme = urlsplit(uri).scheme
     if scheme in ("http", "https"):
         return _check_health(uri)

@@ -1,10 +1,12 @@
 """What a stage did, kept in a local folder until a tracking server has it.
 
     artifacts/.tracking/
-      20261126T101502-train-1f0c…/   one finished stage, whole or not there
+      20261126T101502-train-1f0c…/   one finished stage or trial, whole or not there
         run.json                     a StageRun
         files/                       what it wrote for people, and charts of it
       sessions/<id>.json             one `dvc repro` whose last dvc.lock is still to come
+
+A trial of `pilltrack tune` is kept like a stage; its session is the study.
 
 Stages know nothing of this: a stage writes its results as files, and these are read when it has
 ended. Only files written since it began count, so that results of another commit never stand in a
@@ -17,6 +19,7 @@ import csv
 import getpass
 import hashlib
 import json
+import logging
 import os
 import platform
 import shutil
@@ -24,6 +27,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -36,10 +40,14 @@ from pilltrack.core.files import replaced_directory, write_atomically
 from pilltrack.pipeline.machine_load import Sample
 from pilltrack.pipeline.package import git_commit
 from pilltrack.pipeline.params import Params
+from pilltrack.pipeline.table import write_csv
+
+log = logging.getLogger(__name__)
 
 DIRECTORY = ".tracking"
 RUN_FILE, FILES, SESSIONS = "run.json", "files", "sessions"
 BUNDLE = "bundle"  # below FILES
+TRIAL = "tune"  # the stage of a trial, though none of dvc.yaml
 MAX_FILE_BYTES = 5_000_000  # larger tables stay with DVC
 CLOCK_SLACK_S = 2.0  # file systems round times
 SHELLS = {"sh", "bash", "dash", "zsh", "ksh", "fish"}
@@ -61,6 +69,7 @@ READ_FILES: dict[str, tuple[str, ...]] = {
     ),
     "locate": ("history.csv", "metrics.json", "locator.json"),
     "package": (),
+    TRIAL: (),
 }
 FIGURES = {"convert": "parity.json", "evaluate": "metrics.json", "locate": "metrics.json"}
 CHARTS: dict[str, tuple[str, tuple[str, ...]]] = {  # file -> x and ys
@@ -121,6 +130,7 @@ class StageRun(_Record):
     params: dict[str, str]
     points: tuple[Point, ...]
     files: dict[str, str]
+    tags: dict[str, str] = {}
 
 
 class Ending(_Record):
@@ -131,12 +141,23 @@ class Ending(_Record):
     ended_ms: int
 
 
-class Started:
-    """The moment a stage begins: its session, commit and time."""
+@dataclass
+class Trial:
+    """What a trial of a study is, and what it tells while it runs."""
 
-    def __init__(self, stage: str) -> None:
-        self.stage = stage
-        self.session = find_session()
+    study: str
+    number: int
+    session: Session  # of the study
+    history: list[dict[str, float]] = field(default_factory=list)  # one row per epoch
+    pruned: bool = False
+
+
+class Started:
+    """The moment a stage or trial begins: its session, commit and time."""
+
+    def __init__(self, stage: str, trial: Trial | None = None) -> None:
+        self.stage, self.trial = stage, trial
+        self.session = trial.session if trial else find_session()
         self.git_commit = git_commit()
         self.at_s = time.time()
 
@@ -162,6 +183,11 @@ def record(
         files.mkdir()
         for name in READ_FILES[started.stage]:
             _copy_fresh(artifacts / started.stage / name, files, started.at_s)
+        trial = started.trial
+        if trial and trial.history:
+            columns = list(trial.history[0])
+            rows = [[row[name] for name in columns] for row in trial.history]
+            write_csv(files / "history.csv", columns, rows)
         for name, (x, ys) in CHARTS.items():
             if (files / name).is_file():
                 _draw(files / name, x, ys)
@@ -175,7 +201,7 @@ def record(
         run = StageRun(
             id=run_id,
             stage=started.stage,
-            status=_status(error),
+            status="KILLED" if trial and trial.pruned else _status(error),
             error=str(error or "")[:4000],
             session=started.session,
             started_ms=int(started.at_s * 1000),
@@ -185,6 +211,7 @@ def record(
             params_sha256=params.digest(),
             dvc_lock_sha256=sha256(files / lock.name) if (files / lock.name).is_file() else "",
             data=_data(artifacts / "prepare" / "audit.json"),
+            tags=_tags(trial, error) if trial else {},
             params=dict(_flat_params(params, started.stage)),
             points=tuple(_points(started, files, load, ended_ms)),
             files={
@@ -227,23 +254,26 @@ def keep_ending(spool: Path, run: StageRun) -> None:
     ending = Ending(session=run.session, git_commit=run.git_commit, ended_ms=run.ended_ms)
     file = spool / SESSIONS / f"{run.session.id}.json"
     if file.is_file():
-        before = Ending.model_validate_json(file.read_bytes())
-        if before.ended_ms > ending.ended_ms:
-            return
+        try:
+            if _read_ending(file).ended_ms > ending.ended_ms:
+                return
+        except StageFailed as error:
+            log.warning("%s It is written anew.", error)
     write_atomically(file, ending.model_dump_json(indent=1).encode())
 
 
-def endings(spool: Path) -> dict[Path, Ending]:
-    """Sessions whose `dvc repro` is over, by their file. Raises StageFailed for a damaged file."""
-    found = {}
+def endings(spool: Path) -> tuple[dict[Path, Ending], list[StageFailed]]:
+    """Sessions whose `dvc repro` is over, by their file; and what is wrong with the other files."""
+    found, damaged = {}, []
     for file in sorted((spool / SESSIONS).glob("*.json")):
         try:
-            ending = Ending.model_validate_json(file.read_bytes())
-        except ValidationError as error:
-            raise _damaged(file, "not a session") from error
-        if not _is_running(ending.session):
+            ending = _read_ending(file)
+        except StageFailed as error:
+            damaged.append(error)
+            continue
+        if not is_running(ending.session):
             found[file] = ending
-    return found
+    return found, damaged
 
 
 def find_session() -> Session:
@@ -302,6 +332,11 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
+def _tags(trial: Trial, error: BaseException | None) -> dict[str, str]:
+    state = "pruned" if trial.pruned else "finished" if error is None else "failed"
+    return {"study": trial.study, "trial": str(trial.number), "trial_state": state}
+
+
 def _status(error: BaseException | None) -> Literal["FINISHED", "FAILED", "KILLED"]:
     if error is None:
         return "FINISHED"
@@ -328,7 +363,7 @@ def _data(audit: Path) -> Data | None:
 
 
 def _flat_params(params: Params, stage: str) -> Iterator[tuple[str, str]]:
-    for section in (stage, "capture"):
+    for section in ("distill" if stage == TRIAL else stage, "capture"):
         for key, value in getattr(params, section).model_dump(mode="json").items():
             text = value if isinstance(value, str) else json.dumps(value)
             yield f"{section}.{key}", text
@@ -372,7 +407,15 @@ def _draw(table: Path, x: str, ys: Sequence[str]) -> None:
     figure.savefig(table.with_suffix(".png"), dpi=100)
 
 
-def _is_running(session: Session) -> bool:
+def _read_ending(file: Path) -> Ending:
+    try:
+        return Ending.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise _damaged(file, "not a session") from error
+
+
+def is_running(session: Session) -> bool:
+    """Whether the process that began a session runs; one of another machine is not known here."""
     if session.host != platform.node():
         return False
     try:
@@ -386,5 +429,5 @@ def _damaged(where: Path, found: str) -> StageFailed:
         str(where),
         found=found,
         expected="a stage as it was recorded",
-        remedy="Move the folder away if it cannot be restored, and send the others.",
+        remedy="Move it away if it cannot be restored.",
     )

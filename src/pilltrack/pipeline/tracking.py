@@ -1,6 +1,7 @@
 """Runs and models in MLflow; the only file that imports it.
 
     stage ends -> spool -> one child run per stage, below one parent run per `dvc repro`
+    trial ends -> spool -> one child run per trial, below one parent run per study
     package ends -> spool -> a model version that `mlflow.pyfunc` loads, alias `challenger`
 
 Everything goes to the spool first (see `spool`), and leaves it once the server has all of it. A
@@ -31,6 +32,7 @@ from typing import TYPE_CHECKING
 from pilltrack.core.bundle import Manifest, read_bundle
 from pilltrack.core.errors import ParamsRejected, PillTrackError, StageFailed
 from pilltrack.pipeline.machine_load import MachineLoad
+from pilltrack.pipeline.mlflow_uri import mlflow_uri
 from pilltrack.pipeline.params import Params
 from pilltrack.pipeline.results import Origin
 from pilltrack.pipeline.spool import (
@@ -38,10 +40,12 @@ from pilltrack.pipeline.spool import (
     DIRECTORY,
     FIGURES,
     FILES,
+    TRIAL,
     Ending,
     Session,
     StageRun,
     Started,
+    Trial,
     endings,
     keep_ending,
     read_run,
@@ -55,9 +59,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DEFAULT_URI = "sqlite:///mlflow.db"
 EXPERIMENT = "pilltrack"
 CHALLENGER, CHAMPION = "challenger", "champion"
+SCORE = "recall_at_1"  # of a trial
 MODEL = "model"  # where a run keeps the model among its artifacts
 LOADER = "pilltrack.core.bundle_model"
 SEND_TIMEOUT_S = 120
@@ -77,7 +81,7 @@ SETTINGS = {
 
 def tracking_uri() -> str:
     """Where runs go: `MLFLOW_TRACKING_URI`, else a SQLite file in the working directory."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    return mlflow_uri(os.environ)
 
 
 def experiment_name() -> str:
@@ -99,12 +103,14 @@ def is_tracked() -> bool:
 
 
 @contextmanager
-def tracked(stage: str, params: Params, artifacts: Path) -> Iterator[None]:
-    """Run a stage in the block and track it; the stage ends as it would have without.
+def tracked(
+    stage: str, params: Params, artifacts: Path, trial: Trial | None = None
+) -> Iterator[None]:
+    """Run a stage, or a trial, in the block and track it; it ends as it would have without.
 
     Whatever goes wrong with tracking is one warning.
     """
-    watch = _begun(stage) if is_tracked() else None
+    watch = _begun(stage, trial) if is_tracked() else None
     if watch is None:
         yield
         return
@@ -125,9 +131,9 @@ def tracked(stage: str, params: Params, artifacts: Path) -> Iterator[None]:
             _warn_untracked(stage, error)
 
 
-def _begun(stage: str) -> tuple[Started, MachineLoad] | None:
+def _begun(stage: str, trial: Trial | None) -> tuple[Started, MachineLoad] | None:
     try:
-        return Started(stage), MachineLoad().start()
+        return Started(stage, trial), MachineLoad().start()
     except Exception as error:  # noqa: BLE001 - nor may it keep a stage from beginning
         _warn_untracked(stage, error)
         return None
@@ -166,13 +172,16 @@ def send(spool: Path, uri: str, experiment: str) -> Sent:
     """Send all that waits in the spool, oldest first; what was taken leaves it.
 
     Raises StageFailed when the server cannot be reached or refuses, or another process sends; the
-    rest then stays. A record that is damaged, or whose metrics are of another run than its bundle,
-    stays as well: the others are sent, then it is reported.
+    rest then stays. A record or session that is damaged, or a bundle with the metrics of another
+    run, stays as well: the others are sent, then it is reported.
     """
     stages: list[str] = []
     versions: list[str] = []
     refused: list[PillTrackError] = []
-    if not waiting(spool) and not endings(spool):
+    ended, damaged = endings(spool)
+    if not waiting(spool) and not ended:
+        if damaged:
+            raise damaged[0]
         return Sent((), ())
     with _locked(spool), _speaking_to(uri) as client:
         home = _experiment(client, experiment)
@@ -191,7 +200,9 @@ def send(spool: Path, uri: str, experiment: str) -> Sent:
             keep_ending(spool, run)
             shutil.rmtree(folder)
             stages.append(run.stage)
-        for file, ending in endings(spool).items():
+        ended, damaged = endings(spool)
+        refused += damaged
+        for file, ending in ended.items():
             _complete(client, home, ending)
             file.unlink()
     if refused:
@@ -339,9 +350,11 @@ def _send_run(client: MlflowClient, home: str, run: StageRun, files: Path) -> st
         "mlflow.source.name": f"pilltrack {run.stage}",
         "mlflow.source.type": "PROJECT",
         "stage": run.stage,
+        **run.tags,
         **({"error": run.error} if run.error else {}),
     }
-    run_id = _run_with(client, home, run.id, name=run.stage, started_ms=run.started_ms, tags=own)
+    name = f"trial {run.tags['trial']}" if run.stage == TRIAL else run.stage
+    run_id = _run_with(client, home, run.id, name=name, started_ms=run.started_ms, tags=own)
     params = [Param(key, value[:MAX_PARAM]) for key, value in run.params.items()]
     client.log_batch(run_id, params=params[:100])
     points = [Metric(_plain(p.key), p.value, p.at_ms, p.step) for p in run.points]
@@ -359,6 +372,11 @@ def _send_run(client: MlflowClient, home: str, run: StageRun, files: Path) -> st
             if p.step == 0 and not p.key.startswith("system/")
         ]
         client.log_batch(parent, metrics=final[:MAX_BATCH])
+    if run.stage == TRIAL and run.status == "FINISHED":  # so that the study is one curve
+        scores = [p for p in run.points if p.key == SCORE][-1:]
+        number = int(run.tags["trial"])
+        final = [Metric(SCORE, p.value, p.at_ms, number) for p in scores]
+        client.log_batch(parent, metrics=final)
     client.log_batch(parent, tags=[RunTag(key, value) for key, value in shared.items()])
     return run_id
 
@@ -384,7 +402,11 @@ def _send_data(client: MlflowClient, run_id: str, run: StageRun) -> None:
 def _end_parent(client: MlflowClient, home: str, run: StageRun) -> None:
     parent = _parent(client, home, run.session, _shared_tags(run))
     before = client.get_run(parent).info
-    failed = run.status != "FINISHED" or before.status in ("FAILED", "KILLED")
+    # A study goes on without a trial that failed, and trials are pruned on purpose.
+    failed = (run.status != "FINISHED" and run.stage != TRIAL) or before.status in (
+        "FAILED",
+        "KILLED",
+    )
     status = "FAILED" if failed else "FINISHED"
     client.set_terminated(parent, status, max(run.ended_ms, before.end_time or 0))
 
