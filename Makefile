@@ -32,6 +32,7 @@ $(DATA): | install
 
 demo: install $(DATA)
 	dvc repro
+	-pilltrack track sync
 	pilltrack report
 	@pilltrack summary
 
