@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pilltrack.core.errors import BundleRejected
 from pilltrack.edge.prescription import Expected
 from pilltrack.edge.record import DecisionRecord, gallery_digest
 from pilltrack.edge.service import Service
 from tests.edge.conftest import noise, red
+from tests.tiny_bundle import tiny_bundle
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
@@ -48,6 +52,84 @@ def test_a_record_names_the_gallery_that_was_searched_after_whatever_was_enrolle
     check()
     assert seen[-1] == seen[0]
     assert len(set(seen)) == 4
+
+
+def test_nobody_is_turned_away_while_the_bundle_is_changed(
+    service: Service, bundle: Path, tmp_path: Path
+) -> None:
+    other = tiny_bundle(tmp_path, "blue-pill", red())
+    named: list[str | None] = []
+    ended: list[bool] = []
+    over = threading.Event()
+
+    def look() -> None:
+        try:
+            while not over.is_set():
+                named.append(service.look(red(), is_crop=True).pills[0].decision.pill)
+        finally:
+            ended.append(over.is_set())
+
+    lookers = [threading.Thread(target=look) for _ in range(4)]
+    for looker in lookers:
+        looker.start()
+    for turn in range(10):
+        service.change(other if turn % 2 == 0 else bundle)
+    over.set()
+    for looker in lookers:
+        looker.join()
+    assert ended == [True] * 4
+    assert set(named) == {"red-pill", "blue-pill"}
+    assert service.look(red(), is_crop=True).pills[0].decision.pill == "red-pill"
+
+
+def test_an_old_bundle_is_closed_when_the_last_who_began_with_it_ends(
+    service: Service, tmp_path: Path
+) -> None:
+    other = tiny_bundle(tmp_path, "blue-pill", red())
+    old = service.identifier.gallery.bundled
+    with service._using() as identifier:
+        service.change(other)
+        assert len(identifier.gallery.search(identifier.embedder.embed([red()]), 1)) == 1
+    with pytest.raises(Exception, match="Shard is not initialized"):
+        old.search(identifier.embedder.embed([red()]), 1)
+
+
+def test_what_was_enrolled_here_is_known_with_another_bundle_too(
+    service: Service, tmp_path: Path
+) -> None:
+    enrol(service, "mine", noise(7))
+    service.change(tiny_bundle(tmp_path, "blue-pill", red()))
+    [pill] = service.look(noise(7), is_crop=True).pills
+    assert pill.decision.candidates[0].pill == "mine"
+    service.check(noise(7), [Expected("mine", 1)], NOW)
+    recorded = service.history(1)[0].record
+    assert isinstance(recorded, DecisionRecord)
+    assert recorded.gallery == gallery_digest(service.identifier.gallery)
+
+
+def test_a_bundle_that_cannot_be_opened_leaves_the_old_one(
+    service: Service, bundle: Path, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(bundle, damaged)
+    (damaged / "model.tflite").write_bytes(b"x")
+    with pytest.raises(BundleRejected):
+        service.change(damaged)
+    assert service.bundle == bundle
+    assert service.look(red(), is_crop=True).pills[0].decision.pill == "red-pill"
+
+
+def test_looks_that_fail_count_against_the_bundle_and_bad_photos_do_not(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("the model broke")
+
+    monkeypatch.setattr(type(service.identifier), "identify_crop", broken)
+    for _ in range(3):
+        with pytest.raises(RuntimeError):
+            service.look(red(), is_crop=True)
+    assert service.health.fault(1000.0) == "3 of 3 looks failed"
 
 
 def enrol(service: Service, pill: str, crop: np.ndarray) -> None:

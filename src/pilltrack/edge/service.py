@@ -5,8 +5,9 @@
     enrol       photos -> a pill that is searchable from now on, or what is wrong with the photos
     forget      a pill this device enrolled
 
-One service owns one open bundle. Its methods may be called from any thread; enrolling and
-forgetting take turns. What `enrol` has returned for is on the disk.
+One service owns one open bundle, and can change to another while it is asked: who began with one
+ends with it. Its methods may be called from any thread; enrolling, forgetting, checking and
+changing the bundle take turns. What `enrol` has returned for is on the disk.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -35,6 +37,7 @@ from pilltrack.core.locate import crop
 from pilltrack.edge.audit import CROPS_DIRECTORY, DATABASE_FILE, AuditLog, Entry
 from pilltrack.edge.check import Check, check
 from pilltrack.edge.enrol import Enrolled, enrol
+from pilltrack.edge.health import Health
 from pilltrack.edge.prescription import Expected, read_expected
 from pilltrack.edge.record import decision_record, gallery_digest, row_digests
 
@@ -77,9 +80,10 @@ class Service:
 
     def __init__(self, bundle: Path, home: Path, threads: int = 2) -> None:
         """Open both; errors as `open_identifier`."""
-        self.bundle, self.home = bundle, home
+        self.bundle, self.home, self._threads = bundle, home, threads
         self.started_s = time.monotonic()
-        self._identifier = open_identifier(bundle, threads, home)
+        self.health = Health()  # of the open bundle
+        self._opened = _Opened(open_identifier(bundle, threads, home))
         self._writing = threading.Lock()
         self._digest = ""  # of the gallery, while nothing is enrolled or forgotten
         self._bundled_rows: list[bytes] = []  # what it is made of, once it was asked for
@@ -87,27 +91,37 @@ class Service:
 
     @property
     def identifier(self) -> Identifier:
-        """The open bundle."""
-        return self._identifier
+        """The open bundle, to read what it says of itself; it may be closed soon."""
+        return self._opened.identifier
+
+    def change(self, bundle: Path) -> None:
+        """Open another bundle for all who ask from now on; errors as `open_identifier`.
+
+        The old one stays when that fails, else it is closed when the last who began with it ends.
+        """
+        with self._writing:  # nothing may be enrolled that the new one does not know
+            opened = _Opened(open_identifier(bundle, self._threads, self.home))
+            old, self._opened, self.bundle = self._opened, opened, bundle
+            self.health = Health()
+            self._digest, self._bundled_rows, self._local_rows = "", [], {}
+        old.retire()
 
     def look(self, frame: Frame, *, is_crop: bool = False, n_candidates: int = 5) -> Look:
         """Find and identify the pills in an RGB frame (H, W, 3) uint8.
 
         `is_crop`: the frame is nothing but one pill.
         """
-        identifier = self._identifier
-        start_s = time.perf_counter()
-        if is_crop:
-            pills = identifier.identify_crop(frame, n_candidates)
-            return Look(pills, [frame], 0.0, _ms_since(start_s))
-        found = identifier.locator.locate(frame)
-        located_s = time.perf_counter()
-        crops = [crop(frame, pill) for pill in found]
-        decisions = identify_crops(
-            crops, identifier.embedder, identifier.gallery, identifier.calibration, n_candidates,
-        )  # fmt: skip
-        pills = identified(found, decisions)
-        return Look(pills, crops, 1000 * (located_s - start_s), _ms_since(located_s))
+        health = self.health
+        try:
+            with self._using() as identifier:
+                look = _look(identifier, frame, is_crop, n_candidates)
+        except InputRejected:
+            raise
+        except Exception:
+            health.failed()
+            raise
+        health.looked(look.locate_ms + look.identify_ms)
+        return look
 
     def check(self, frame: Frame, expected: Sequence[Expected], time: datetime) -> Checked:
         """Check a tray against an expected list and put the decision on record.
@@ -116,7 +130,7 @@ class Service:
         """
         with self._writing:  # what is searched must be what the record names
             look = self.look(frame)
-            manifest = self._identifier.manifest
+            manifest = self.identifier.manifest
             result = check(expected, look.pills, manifest.pills)
             record = decision_record(
                 time=time,
@@ -172,7 +186,7 @@ class Service:
             self._digest = ""
             self._local_rows.pop(pill, None)
             done = enrol(
-                self._identifier, self.home, pill, photos, sides, time, crops=crops, reason=reason
+                self.identifier, self.home, pill, photos, sides, time, crops=crops, reason=reason
             )
         log.info("enrolled %d photos of %r, %d are new", len(sides), pill, done.new)
         if done.overridden:
@@ -186,7 +200,7 @@ class Service:
             if self.kept(pill):
                 with self._store() as local:
                     n_removed = local.remove(pill)
-            self._identifier.gallery.remove(pill)
+            self.identifier.gallery.remove(pill)
             self._digest = ""
             self._local_rows.pop(pill, None)
         if n_removed:
@@ -195,7 +209,8 @@ class Service:
 
     def pills(self) -> list[EnrolledPill]:
         """All enrolled pills in order of name."""
-        gallery, known = self._identifier.gallery, self._identifier.manifest.pills
+        identifier = self.identifier
+        gallery, known = identifier.gallery, identifier.manifest.pills
         n_bundled, n_local = gallery.bundled.counts(), gallery.local.counts()
         return [
             EnrolledPill(
@@ -226,20 +241,78 @@ class Service:
 
     def close(self) -> None:
         """Release the bundle. Harmless when repeated."""
-        self._identifier.close()
+        self._opened.retire()
+
+    @contextmanager
+    def _using(self) -> Iterator[Identifier]:
+        """The open bundle, held open."""
+        opened = self._opened
+        while not opened.take():
+            if opened is self._opened:
+                raise RuntimeError("the service is closed")
+            opened = self._opened  # it was changed in this very moment
+        try:
+            yield opened.identifier
+        finally:
+            opened.give_back()
 
     def _store(self) -> LocalReferences:
         return LocalReferences(self.home, check=False)  # it was checked with the bundle
 
     def _gallery_digest(self) -> str:
         if not self._digest:
-            gallery, rows_of = self._identifier.gallery, self._local_rows
+            gallery, rows_of = self.identifier.gallery, self._local_rows
             self._bundled_rows = self._bundled_rows or row_digests(gallery.bundled)
             for pill in gallery.local.counts().keys() - rows_of.keys():
                 rows_of[pill] = row_digests(gallery.local, pill)
             local_rows = [row for rows in rows_of.values() for row in rows]
             self._digest = gallery_digest(gallery, self._bundled_rows + local_rows)
         return self._digest
+
+
+class _Opened:
+    """An open bundle and how many use it; closed when it is retired and nobody does."""
+
+    def __init__(self, identifier: Identifier) -> None:
+        self.identifier = identifier
+        self._lock = threading.Lock()
+        self._users, self._retired = 0, False
+
+    def take(self) -> bool:
+        """Use it; False when it is retired."""
+        with self._lock:
+            if not self._retired:
+                self._users += 1
+            return not self._retired
+
+    def give_back(self) -> None:
+        with self._lock:
+            self._users -= 1
+            self._close_if_over()
+
+    def retire(self) -> None:
+        with self._lock:
+            self._retired = True
+            self._close_if_over()
+
+    def _close_if_over(self) -> None:
+        if self._retired and not self._users:
+            self.identifier.close()
+
+
+def _look(identifier: Identifier, frame: Frame, is_crop: bool, n_candidates: int) -> Look:
+    start_s = time.perf_counter()
+    if is_crop:
+        pills = identifier.identify_crop(frame, n_candidates)
+        return Look(pills, [frame], 0.0, _ms_since(start_s))
+    found = identifier.locator.locate(frame)
+    located_s = time.perf_counter()
+    crops = [crop(frame, pill) for pill in found]
+    decisions = identify_crops(
+        crops, identifier.embedder, identifier.gallery, identifier.calibration, n_candidates
+    )
+    pills = identified(found, decisions)
+    return Look(pills, crops, 1000 * (located_s - start_s), _ms_since(located_s))
 
 
 def _ms_since(start_s: float) -> float:
