@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pilltrack import __version__
+from pilltrack.cli_fleet import add_fleet
 from pilltrack.core.errors import (
     BundleRejected,
     GateFailed,
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         format="%(message)s",
         stream=sys.stderr,
     )
-    for noisy in ("matplotlib", "jax", "torch", "absl", "alembic", "mlflow"):
+    for noisy in ("matplotlib", "jax", "torch", "absl", "alembic", "mlflow", "botocore", "tuf"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         code: int = arguments.run(arguments)
@@ -130,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_summary(commands)
     _add_remote(commands)
     _add_doctor(commands)
+    add_fleet(commands, _command, _say)
     return parser
 
 

@@ -63,13 +63,17 @@ def s3_from(environment: Mapping[str, str]) -> Remote | None:
     >>> s3_from({}) is None
     True
     """
-    url = environment.get("PILLTRACK_REMOTE", "").strip().rstrip("/")
-    if not url:
-        return None
+    url = environment.get("PILLTRACK_REMOTE", "").strip()
+    return s3_address(url, environment, "PILLTRACK_REMOTE") if url else None
+
+
+def s3_address(url: str, environment: Mapping[str, str], name: str) -> Remote:
+    """An S3 address with the endpoint and region of the environment; `name` is who gave it."""
+    url = url.strip().rstrip("/")
     parts = urlsplit(url)
     if parts.scheme != "s3" or not parts.hostname or parts.query or "@" in parts.netloc:
         raise InputRejected(
-            "PILLTRACK_REMOTE",
+            name,
             found=repr(without_login(url)),
             expected="s3://BUCKET or s3://BUCKET/PREFIX",
             remedy="Correct it; an endpoint goes into AWS_ENDPOINT_URL, keys into AWS_*.",
@@ -94,6 +98,49 @@ def s3_from(environment: Mapping[str, str]) -> Remote | None:
     if region:
         options["region"] = region  # DVC itself reads only AWS_DEFAULT_REGION
     return Remote(url, options)
+
+
+def s3_client(
+    remote: Remote,
+    environment: Mapping[str, str],
+    *,
+    connect_timeout_s: float = CONNECT_TIMEOUT_S,
+    read_timeout_s: float = READ_TIMEOUT_S,
+    attempts: int = 1,
+) -> Any:
+    """A client for a remote's bucket, with keys from its options or the AWS_* variables.
+
+    Raises botocore's PartialCredentialsError where only one half of a key is given.
+    """
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import PartialCredentialsError
+
+    pair = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    given = [name for name in pair if environment.get(name)]
+    if len(given) == 1:
+        (lacking,) = set(pair) - set(given)
+        raise PartialCredentialsError(provider="the environment", cred_var=lacking)
+    options = remote.options
+    session = boto3.Session(profile_name=options.get("profile"))
+    return session.client(
+        "s3",
+        endpoint_url=options.get("endpointurl"),
+        region_name=options.get("region"),
+        verify=options.get("ssl_verify"),
+        aws_access_key_id=options.get("access_key_id") or environment.get(pair[0]) or None,
+        aws_secret_access_key=options.get("secret_access_key") or environment.get(pair[1]) or None,
+        aws_session_token=options.get("session_token")
+        or environment.get("AWS_SESSION_TOKEN")
+        or None,
+        config=Config(
+            connect_timeout=connect_timeout_s,
+            read_timeout=read_timeout_s,
+            retries={"total_max_attempts": attempts},
+            request_checksum_calculation="when_required",  # other servers know no others
+            response_checksum_validation="when_required",
+        ),
+    )
 
 
 def current_remote(project: Path) -> Remote:
