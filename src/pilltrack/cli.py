@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -122,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_report(commands)
     _add_compare(commands)
     _add_track(commands)
+    _add_tune(commands)
     _add_promote(commands)
     _add_comment(commands)
     _add_release(commands)
@@ -1122,6 +1124,86 @@ def _track_sync(arguments: argparse.Namespace) -> int:
     uri = tracking_uri()
     print(as_text(send(spool_of(arguments.artifacts), uri, experiment_name()), uri))
     return 0
+
+
+def _add_tune(commands: Any) -> None:
+    command = _command(
+        commands,
+        "tune",
+        "search temperature, alpha and learning rate of distill",
+        "pilltrack tune --trials 30\n"
+        "pilltrack tune --trials 60 --workers 4 --temperature 0.05:0.2 --alpha 0.5\n"
+        "PILLTRACK_TUNE_STORAGE=postgresql://ann@db/pills pilltrack tune --study may",
+    )
+    command.description = (
+        "Search temperature, alpha and learning rate of distill, by recall@1 on validation\n"
+        "pills. Teacher and data are those of `dvc repro train`.\n\n"
+        "A study goes on where it stopped: start the command again, also several times over, or\n"
+        "on other machines with the same storage. Ctrl-C keeps all trials that ended. Each trial\n"
+        "becomes a run in MLflow."
+    )
+    command.add_argument("--study", default="distill", metavar="NAME", help="default: distill")
+    command.add_argument(
+        "--trials",
+        type=_positive,
+        default=20,
+        metavar="N",
+        help="until so many have finished or been pruned, in all (20)",
+    )
+    command.add_argument(
+        "--workers", type=_positive, default=1, metavar="N", help="processes at a time (1)"
+    )
+    for name, wide in (
+        ("temperature", "0.02:0.5"),
+        ("alpha", "0:1"),
+        ("learning-rate", "a tenth of params.yaml's to ten times it"),
+    ):
+        command.add_argument(
+            f"--{name}", type=_range, metavar="LOW:HIGH", help=f"or one value; default: {wide}"
+        )
+    command.add_argument(
+        "--seed", type=_not_negative, default=0, metavar="S", help="of the draw (0)"
+    )
+    command.add_argument(
+        "--storage",
+        metavar="URL",
+        help="sqlite:///FILE or postgresql://USER@HOST/DATABASE; default: PILLTRACK_TUNE_STORAGE, "
+        "else sqlite:///tune.db. A password belongs in PGPASSWORD or in that variable",
+    )
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    command.set_defaults(run=_tune)
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from pilltrack.pipeline.params import load_params
+    from pilltrack.pipeline.tune import Plan, as_text, command, ranges_of, tune
+    from pilltrack.pipeline.tune_storage import DEFAULT_URL, STORAGE_VARIABLE
+
+    params = load_params(Path("params.yaml"))
+    ranges = {name: getattr(arguments, name) for name in ("temperature", "alpha", "learning_rate")}
+    plan = Plan(
+        storage=arguments.storage or os.environ.get(STORAGE_VARIABLE) or DEFAULT_URL,
+        study=arguments.study,
+        trials=arguments.trials,
+        ranges=ranges_of(params.distill, {name: ends for name, ends in ranges.items() if ends}),
+        seed=arguments.seed,
+    )
+    outcome = tune(params, Path("artifacts"), plan, arguments.workers)
+    if arguments.json:
+        print(json.dumps({**asdict(outcome), "command": command(outcome.values)}))
+    else:
+        print(as_text(outcome))
+    return 0
+
+
+def _range(text: str) -> tuple[float, float]:
+    low, _, high = text.partition(":")
+    ends = float(low), float(high or low)
+    if not -math.inf < ends[0] <= ends[1] < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not LOW:HIGH")
+    return ends
 
 
 def _add_promote(commands: Any) -> None:

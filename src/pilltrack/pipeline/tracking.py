@@ -143,6 +143,12 @@ def _warn_untracked(stage: str, error: Exception) -> None:
     log.warning("%s is not tracked: %s", stage, error)
 
 
+def send_waiting(artifacts: Path) -> None:
+    """Send what earlier stages and trials could not; what cannot be sent is one warning."""
+    if is_tracked() and waiting(spool_of(artifacts)):
+        _send_beside(artifacts)
+
+
 def _send_beside(artifacts: Path) -> None:
     """Send in a process of its own, so that nothing MLflow does or waits for meets the stage."""
     command = [sys.executable, "-m", "pilltrack", "track", "sync", f"--artifacts={artifacts}"]
