@@ -210,7 +210,8 @@ class Publisher:
                 self._spread(chain, found)
             written, timestamp = self._write(found, after, floor, chain[-1], signers)
             if self._commit(found, timestamp):
-                self._spread(chain, found)
+                if signers.of_readers_root_too:
+                    self._spread(chain, found)
                 remember(self._keys, self._place, written.seen)
                 self._confirm(chain, files)
                 return written.releases

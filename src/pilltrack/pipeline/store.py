@@ -14,7 +14,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -147,8 +147,9 @@ class DirectoryStore:
         incoming = self._directory / INCOMING
         if incoming.is_dir():
             for path in incoming.iterdir():
-                if path.name != "lock" and time.time() - path.stat().st_mtime > STALE_S:
-                    path.unlink(missing_ok=True)
+                with suppress(FileNotFoundError):  # another publisher's, just done
+                    if path.name != "lock" and time.time() - path.stat().st_mtime > STALE_S:
+                        path.unlink()
         with self._written(b"") as part:
             other = part.with_name(f"{part.name}.link")
             try:
