@@ -29,11 +29,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilltrack.core.bench import this_machine
-from pilltrack.core.bundle import GALLERY_FILE, LOCATOR_FILE, read_bundle, write_bundle
+from pilltrack.core.bundle import (
+    GALLERY_FILE,
+    LOCATOR_FILE,
+    PROBES_FILE,
+    read_bundle,
+    write_bundle,
+)
 from pilltrack.core.embedder import l2_normalise
 from pilltrack.core.gallery import Gallery, Reference, read_background
 from pilltrack.core.identify import STARTER_BUNDLE, Identifier
 from pilltrack.core.local import DATABASE_FILE, LocalReferences, digest_of
+from pilltrack.core.probes import read_probes
 from pilltrack.core.timing import pinned
 from pilltrack.edge.service import Service
 from pilltrack.pipeline.invented import invent_pills
@@ -158,7 +165,7 @@ def filled_bundle(
 ) -> Path:
     """The bundle once more, with these references instead of its own."""
     manifest, file = read_bundle(bundle), directory / "gallery.safetensors"
-    dim = manifest.model.embedding_dim
+    dim, probes = manifest.model.embedding_dim, read_probes(bundle / PROBES_FILE)
     with Gallery.create(manifest.space, dim) as gallery:
         gallery.background = read_background(bundle / GALLERY_FILE, dim)
         gallery.enrol(references, embeddings)
@@ -170,6 +177,8 @@ def filled_bundle(
         min_confidence=manifest.locator.min_confidence,
         model=bundle / manifest.model.file,
         gallery=file,
+        probe_crops=probes.crops,
+        probe_frames=probes.frames,
         calibration=manifest.calibration,
         pills={},
         git_commit=manifest.git_commit,

@@ -61,6 +61,8 @@ def starter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         min_confidence=0.5,
         model=MODEL,
         gallery=tmp_path / "empty.safetensors",
+        probe_crops=[np.full((40, 40, 3), 90, np.uint8)],
+        probe_frames=[],
         calibration=tiny_calibration(embedder.space),
         pills={},
         git_commit="c",

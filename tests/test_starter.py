@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pilltrack.core.bundle import LOCATOR_FILE, read_bundle
+from pilltrack.core.bundle import LOCATOR_FILE, PROBES_FILE, read_bundle
 from pilltrack.core.embedder import open_embedder
 from pilltrack.core.enrol import embed_references
 from pilltrack.core.identify import STARTER_BUNDLE, open_identifier, open_locator
@@ -17,6 +17,8 @@ from pilltrack.core.image import read_image
 from pilltrack.core.locate import Locator
 from pilltrack.core.metrics import best_per_pill, recall_at_k
 from pilltrack.core.preprocess import to_model_input
+from pilltrack.core.probes import read_probes
+from pilltrack.edge.selftest import self_test
 from pilltrack.pipeline.detections import boxes_of, score_frame, summary
 from pilltrack.pipeline.invented import invent_pills
 from pilltrack.pipeline.locate import STARTER as STARTER_LOCATOR
@@ -24,6 +26,7 @@ from pilltrack.pipeline.locate import load_locator
 from pilltrack.pipeline.locator_data import rendered_cut_outs, scene_of
 from pilltrack.pipeline.locator_net import LocatorNet
 from pilltrack.pipeline.models import STARTER, EmbeddingNet, load_starting_weights
+from pilltrack.pipeline.probe_pictures import probe_crops, probe_frames
 from pilltrack.pipeline.render import draw_setting, photograph_pill, render_face
 from pilltrack.pipeline.torch_embedder import open_torch_embedder
 from pilltrack.pipeline.yolo import first_copies, opened
@@ -49,16 +52,32 @@ def photos() -> list[tuple[str, list[Photo]]]:
 
 def test_it_is_small_holds_no_pill_and_stands_by_a_promise() -> None:
     manifest = read_bundle(STARTER_BUNDLE)
-    locator_bytes = (STARTER_BUNDLE / LOCATOR_FILE).stat().st_size
-    assert locator_bytes <= 2_000_000
-    all_bytes = sum(file.stat().st_size for file in STARTER_BUNDLE.iterdir())
-    assert all_bytes - locator_bytes <= 4_000_000
+    sizes = {file.name: file.stat().st_size for file in STARTER_BUNDLE.iterdir()}
+    assert sizes.pop(LOCATOR_FILE) <= 2_000_000
+    assert sizes.pop(PROBES_FILE) <= 700_000
+    assert sum(sizes.values()) <= 4_000_000
     assert manifest.name == "starter"
     assert manifest.pills == {}
     assert manifest.model.quantisation in ("int8", "float32")
     assert manifest.calibration.evidence.n_stranger_pills >= 100
     with open_identifier(STARTER_BUNDLE) as identifier:
         assert len(identifier.gallery) == 0
+
+
+def test_it_keeps_its_promises_here() -> None:
+    assert self_test(STARTER_BUNDLE, None, max_frame_ms=5000).failures == ()
+
+
+def test_its_probes_are_the_rendered_ones_and_no_photo() -> None:
+    probes = read_probes(STARTER_BUNDLE / PROBES_FILE)
+    with open_identifier(STARTER_BUNDLE) as opened:
+        parts = opened.embedder, opened.gallery.bundled, opened.calibration
+        rendered = [*probe_crops(Path(), [], *parts), *probe_frames()]
+    assert len(probes.crops) == 8
+    assert len(probes.frames) == 2
+    for picture in (*probes.crops, *probes.frames):
+        nearest = min(difference(picture, other) for other in rendered)
+        assert nearest <= 2  # grey levels: other processors round otherwise
 
 
 def test_licence_and_card_lie_beside_it() -> None:
@@ -95,6 +114,13 @@ def test_training_can_start_from_it() -> None:
     before = net.head.weight.detach().clone()
     assert "student.safetensors" in load_starting_weights(net, "starter")
     assert not np.allclose(before.numpy(), net.head.weight.detach().numpy())
+
+
+def difference(picture: Photo, other: Photo) -> float:
+    """Mean difference in grey levels; infinite for another shape."""
+    if picture.shape != other.shape:
+        return float("inf")
+    return float(np.abs(picture.astype(float) - other).mean())
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,10 @@ from pilltrack.core.bundle import write_bundle
 from pilltrack.core.decide import Calibration, Evidence
 from pilltrack.core.embedder import open_embedder
 from pilltrack.core.gallery import Gallery, Reference
+from pilltrack.core.preprocess import to_model_input
 
 MODEL = Path(__file__).parent / "golden" / "tiny_int8.tflite"
+PROBE_PX = 64
 LOCATOR = MODEL.with_name("whole_frame_locator.tflite")
 COLOURED = MODEL.with_name("coloured_pill_locator.tflite")
 
@@ -39,6 +41,8 @@ def tiny_bundle(
         min_confidence=0.5,
         model=MODEL,
         gallery=directory / "gallery.safetensors",
+        probe_crops=[to_model_input(photo, PROBE_PX)],
+        probe_frames=[],
         calibration=tiny_calibration(embedder.space, background_size=len(background or ())),
         pills={pill: {}},
         git_commit="c",

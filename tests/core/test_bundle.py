@@ -20,6 +20,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 INT8 = GOLDEN / "tiny_int8.tflite"
 FLOAT = GOLDEN / "tiny.tflite"
 LOCATOR = GOLDEN / "whole_frame_locator.tflite"
+FILES = ["locator.tflite", "model.tflite", "gallery.safetensors", "probes.safetensors"]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,8 @@ def test_written_bundle_reads_back_as_it_was(tmp_path: Path) -> None:
     assert written.pills == {"aspirin": {"ndc": "0001-0001", "name": "Aspirin®"}}
     assert written.locator.min_confidence == 0.3
     assert listing(tmp_path / "bundle") == [
-        "gallery.safetensors", "locator.tflite", "manifest.json", "model.tflite"
+        "gallery.safetensors", "locator.tflite", "manifest.json", "model.tflite",
+        "probes.safetensors",
     ]  # fmt: skip
     assert (tmp_path / "bundle" / "model.tflite").read_bytes() == INT8.read_bytes()
 
@@ -97,7 +99,7 @@ def test_what_is_not_a_bundle_is_not_overwritten(occupied: str, tmp_path: Path) 
     assert "dear diary" in (target / "diary.txt" if target.is_dir() else target).read_text()
 
 
-@pytest.mark.parametrize("name", ["locator.tflite", "model.tflite", "gallery.safetensors"])
+@pytest.mark.parametrize("name", FILES)
 def test_one_changed_bit_is_found(name: str, bundle: Path) -> None:
     content = bytearray((bundle / name).read_bytes())
     content[len(content) // 2] ^= 1
@@ -106,16 +108,14 @@ def test_one_changed_bit_is_found(name: str, bundle: Path) -> None:
         read_bundle(bundle)
 
 
-@pytest.mark.parametrize("name", ["locator.tflite", "model.tflite", "gallery.safetensors"])
+@pytest.mark.parametrize("name", FILES)
 def test_truncated_file_is_found_by_its_size(name: str, bundle: Path) -> None:
     os.truncate(bundle / name, 10)
     with pytest.raises(BundleRejected, match=rf"{name}: 10 bytes; expected \d+ bytes"):
         read_bundle(bundle)
 
 
-@pytest.mark.parametrize(
-    "name", ["locator.tflite", "model.tflite", "gallery.safetensors", "manifest.json"]
-)
+@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
 def test_missing_file_is_named(name: str, bundle: Path) -> None:
     (bundle / name).unlink()
     with pytest.raises(BundleRejected, match=f"{name}: (missing|cannot be read)"):
@@ -137,9 +137,7 @@ def test_unlisted_entry_is_named(kind: str, bundle: Path) -> None:
         read_bundle(bundle)
 
 
-@pytest.mark.parametrize(
-    "name", ["locator.tflite", "model.tflite", "gallery.safetensors", "manifest.json"]
-)
+@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
 def test_link_is_refused_even_to_the_right_bytes(name: str, bundle: Path, tmp_path: Path) -> None:
     shutil.move(bundle / name, tmp_path / "elsewhere")
     (bundle / name).symlink_to(tmp_path / "elsewhere")
@@ -194,7 +192,7 @@ def test_another_version_of_preprocessing_is_another_space(
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        (lambda m: m.update(format=3), "format 3; expected format 4"),
+        (lambda m: m.update(format=4), "format 4; expected format 5"),
         (lambda m: m.update(format="1"), "format '1'"),
         (lambda m: m.update(format=True), "format True"),
         (lambda m: m.pop("format"), "format None"),
@@ -221,6 +219,7 @@ def test_another_version_of_preprocessing_is_another_space(
         (lambda m: m["files"].pop("model.tflite"), "model.tflite is not among its files"),
         (lambda m: m["files"].pop("gallery.safetensors"), "gallery.safetensors is not among"),
         (lambda m: m["files"].pop("locator.tflite"), "locator.tflite is not among"),
+        (lambda m: m["files"].pop("probes.safetensors"), "probes.safetensors is not among"),
         (lambda m: add_file(m, "manifest.json"), "it lists itself"),
     ],
 )
@@ -263,6 +262,8 @@ def write(
         min_confidence=0.3,
         model=model,
         gallery=save_gallery(work / "gallery", space=space),
+        probe_crops=[np.full((40, 40, 3), 90, np.uint8)],
+        probe_frames=[],
         calibration=calibration(calibration_space or space),
         pills={"aspirin": {"ndc": "0001-0001", "name": "Aspirin®"}},
         git_commit="abc123",

@@ -258,6 +258,8 @@ def make_bundle(tmp_path: Path, gallery_dim: int = 8) -> Path:
         min_confidence=0.5,
         model=INT8,
         gallery=tmp_path / "gallery",
+        probe_crops=list(photos().values()),
+        probe_frames=[],
         calibration=calibration(embedder.space, threshold=0.9995, margin=0.0),
         pills={pill: {} for pill in photos()},
         git_commit="",

@@ -292,6 +292,8 @@ def bundle(
         min_confidence=0.5,
         model=model,
         gallery=gallery_file,
+        probe_crops=[picture("x")],
+        probe_frames=[],
         calibration=tiny_calibration(
             embedder.space,
             threshold=threshold,

@@ -26,11 +26,12 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pilltrack.core.background import Background
-from pilltrack.core.bundle import LOCATOR_FILE, write_bundle
+from pilltrack.core.bundle import LOCATOR_FILE, PROBES_FILE, write_bundle
 from pilltrack.core.embedder import open_embedder
 from pilltrack.core.errors import GateFailed, InputRejected, StageFailed
 from pilltrack.core.gallery import MAX_REFERENCES, Gallery, Reference
 from pilltrack.core.identify import Identifier, open_identifier
+from pilltrack.core.probes import read_probes
 from pilltrack.core.timing import CROP_PX, STEPS, Percentiles, Subject, measure, noise_crops, pinned
 
 MAX_TOTAL_P50_MS = 4.0
@@ -367,6 +368,7 @@ def _write_filled(identifier: Identifier, bundle: Path, directory: Path) -> Path
     """The bundle once more, with the references that its open gallery has now."""
     gallery, manifest = directory / "gallery.safetensors", identifier.manifest
     identifier.gallery.bundled.save(gallery)
+    probes = read_probes(bundle / PROBES_FILE)
     write_bundle(
         directory / "bundle",
         name=manifest.name,
@@ -374,6 +376,8 @@ def _write_filled(identifier: Identifier, bundle: Path, directory: Path) -> Path
         min_confidence=manifest.locator.min_confidence,
         model=bundle / manifest.model.file,
         gallery=gallery,
+        probe_crops=probes.crops,
+        probe_frames=probes.frames,
         calibration=manifest.calibration,
         pills=manifest.pills,
         git_commit=manifest.git_commit,

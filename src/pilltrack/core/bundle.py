@@ -5,6 +5,7 @@
       locator.tflite        finds the pills in a frame
       model.tflite          (or model.onnx) the exported student
       gallery.safetensors   the enrolled pills
+      probes.safetensors    pictures, and what these parts answered to them
 
 Model, gallery and calibration must belong to one embedding space. `write_bundle` swaps a finished
 and verified directory into place; `read_bundle` accepts a directory only as a whole: nothing
@@ -17,7 +18,7 @@ import hashlib
 import json
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -27,13 +28,15 @@ from pilltrack.core.decide import Calibration
 from pilltrack.core.embedder import open_embedder, space_of
 from pilltrack.core.errors import BundleRejected, SpaceMismatch
 from pilltrack.core.files import replaced_directory
-from pilltrack.core.gallery import read_background, read_space
+from pilltrack.core.gallery import Gallery, read_background, read_space
 from pilltrack.core.locate import Locator, LocatorCard
+from pilltrack.core.probes import Picture, promise, read_probes, save_probes
 
-FORMAT: Final = 4
+FORMAT: Final = 5
 MANIFEST_FILE = "manifest.json"
 GALLERY_FILE = "gallery.safetensors"
 LOCATOR_FILE = "locator.tflite"
+PROBES_FILE = "probes.safetensors"
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 MAX_FILES = 64
 
@@ -65,7 +68,7 @@ class FileRecord(_Part):
 class Manifest(_Part):
     """The content of manifest.json; `pills` maps each pill to its metadata (NDC, name, ...)."""
 
-    format: Literal[4]
+    format: Literal[5]
     name: str = Field(min_length=1)
     git_commit: str
     data_digest: str
@@ -86,6 +89,8 @@ def write_bundle(
     min_confidence: float,
     model: Path,
     gallery: Path,
+    probe_crops: Sequence[Picture],
+    probe_frames: Iterable[Picture],
     calibration: Calibration,
     pills: Mapping[str, Mapping[str, str]],
     git_commit: str,
@@ -95,10 +100,11 @@ def write_bundle(
     """Write a bundle of copies of the three files to `directory`; return its manifest.
 
     It is built and verified beside `directory` and takes its place, and that of an older bundle
-    there, by renaming. The same input gives the same bytes.
+    there, by renaming. What it promises for the pictures to probe it with, `core.probes.promise`
+    finds out by asking these very files. The same input gives the same bytes.
 
     Raises BundleRejected or SpaceMismatch as `read_bundle`, or when `directory` holds anything
-    but a bundle; what was there then stays.
+    but a bundle; ValueError as `promise`. What was there then stays.
     """
     if not _may_hold_bundle(directory):
         raise BundleRejected(
@@ -108,12 +114,22 @@ def write_bundle(
             remedy="Choose another directory.",
         )
     embedder = open_embedder(model)
-    Locator(locator, min_confidence=min_confidence)  # refuses what is none
+    opened = Locator(locator, min_confidence=min_confidence)
     model_file = f"model{model.suffix}"
     with replaced_directory(directory) as new:
         shutil.copyfile(locator, new / LOCATOR_FILE)
         shutil.copyfile(model, new / model_file)
         shutil.copyfile(gallery, new / GALLERY_FILE)
+        with Gallery.load(gallery) as pills_of_bundle:
+            probes = promise(
+                probe_crops,
+                probe_frames,
+                locator=opened,
+                embedder=embedder,
+                gallery=pills_of_bundle,
+                rule=calibration,
+            )
+        save_probes(probes, new / PROBES_FILE)
         manifest = Manifest(
             format=FORMAT,
             name=name,
@@ -132,7 +148,7 @@ def write_bundle(
             pills={pill: dict(metadata) for pill, metadata in pills.items()},
             files={
                 file: FileRecord(sha256=_sha256(new / file), bytes=(new / file).stat().st_size)
-                for file in (LOCATOR_FILE, model_file, GALLERY_FILE)
+                for file in (LOCATOR_FILE, model_file, GALLERY_FILE, PROBES_FILE)
             },
         )
         (new / MANIFEST_FILE).write_text(_manifest_json(manifest), encoding="utf-8")
@@ -145,8 +161,9 @@ def read_bundle(directory: Path) -> Manifest:
 
     Checked: the manifest's schema and format number; that exactly the listed files exist, as
     regular files under plain names, with their size and SHA-256; that the model's bytes, the
-    gallery and the calibration name one embedding space; that the rule was set with a background
-    as large as the gallery's.
+    gallery, the calibration and the probes name one embedding space; that the rule was set with a
+    background as large as the gallery's; every value of the probes. Whether their promises are
+    kept is not: that takes running the models.
 
     Raises BundleRejected, or SpaceMismatch for another space, naming the file, what was found
     and what was expected.
@@ -201,10 +218,11 @@ def _read_manifest(directory: Path) -> Manifest:
 
 def _check_listing(directory: Path, manifest: Manifest) -> None:
     listed = set(manifest.files)
-    for needed in (LOCATOR_FILE, manifest.model.file, GALLERY_FILE):
+    for needed in (LOCATOR_FILE, manifest.model.file, GALLERY_FILE, PROBES_FILE):
         if needed not in listed:
             found = f"{needed} is not among its files"
-            raise _rejected(directory / MANIFEST_FILE, found, "locator, model and gallery listed")
+            expected = "locator, model, gallery and probes listed"
+            raise _rejected(directory / MANIFEST_FILE, found, expected)
     if MANIFEST_FILE in listed:
         raise _rejected(directory / MANIFEST_FILE, "it lists itself", "only other files listed")
     present = {entry.name for entry in directory.iterdir()}
@@ -230,11 +248,12 @@ def _check_regular(path: Path) -> None:
 
 
 def _check_spaces(directory: Path, manifest: Manifest) -> None:
-    model = directory / manifest.model.file
+    model, probes = directory / manifest.model.file, read_probes(directory / PROBES_FILE)
     spaces = {
         model: space_of(model.read_bytes(), manifest.model.input_size_px),
         directory / GALLERY_FILE: read_space(directory / GALLERY_FILE),
         directory / f"{MANIFEST_FILE} (calibration)": manifest.calibration.space,
+        directory / PROBES_FILE: probes.space,
     }
     for part, space in spaces.items():
         if space != manifest.space:
@@ -242,9 +261,15 @@ def _check_spaces(directory: Path, manifest: Manifest) -> None:
                 str(part),
                 found=f"embedding space {space}",
                 expected=f"embedding space {manifest.space} of the manifest",
-                remedy="Build the bundle again: model, gallery and calibration belong together, "
-                "and to this version of PillTrack's preprocessing.",
+                remedy="Build the bundle again: model, gallery, calibration and probes belong "
+                "together, and to this version of PillTrack's preprocessing.",
             )
+    if (dim := probes.embeddings.shape[1]) != manifest.model.embedding_dim:
+        raise _rejected(
+            directory / PROBES_FILE,
+            f"embeddings of length {dim}",
+            f"those of the manifest, {manifest.model.embedding_dim}",
+        )
 
 
 def _check_background(directory: Path, manifest: Manifest) -> None:

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from pilltrack.core.bundle import LOCATOR_FILE, write_bundle
 from pilltrack.core.decide import Calibration
+from pilltrack.core.embedder import open_embedder
 from pilltrack.core.errors import StageFailed
 from pilltrack.core.gallery import Gallery
 from pilltrack.core.locate import LocatorCard
 from pilltrack.pipeline.audit import archive_digest
-from pilltrack.pipeline.enroll import require_prescribed
+from pilltrack.pipeline.enroll import choose_references, require_prescribed
 from pilltrack.pipeline.params import EvaluateParams, Params
+from pilltrack.pipeline.probe_pictures import probe_crops, probe_frames
 from pilltrack.pipeline.table import load_images, load_pills
 
 log = logging.getLogger(__name__)
@@ -44,12 +46,16 @@ def main(params: Params, artifacts: Path) -> None:
             remedy="Run `dvc repro`.",
         ) from error
     _require_settings(calibration, params.evaluate, len(enrolled))
+    references = choose_references(rows, params.enroll.references_per_side)
     with tempfile.TemporaryDirectory() as directory:
         if params.package.gallery == "empty":  # rule and background stay those of the full one
-            gallery_file, pills = Path(directory) / "gallery.safetensors", {}
+            gallery_file, pills, references = Path(directory) / "gallery.safetensors", {}, []
             with Gallery.create(space, dim) as empty:
                 empty.background = background
                 empty.save(gallery_file)
+        with Gallery.load(gallery_file) as gallery:
+            parts = open_embedder(model), gallery, calibration
+            crops = probe_crops(artifacts / "prepare", references, *parts)
         write_bundle(
             artifacts / "package" / "bundle",
             name=params.package.name,
@@ -57,6 +63,8 @@ def main(params: Params, artifacts: Path) -> None:
             min_confidence=_min_confidence(artifacts / "locate" / "locator.json"),
             model=model,
             gallery=gallery_file,
+            probe_crops=crops,
+            probe_frames=probe_frames(),
             calibration=calibration,
             pills={
                 pill: {key: value for key, value in row.items() if value and key != "pill"}

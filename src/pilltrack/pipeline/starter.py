@@ -1,22 +1,36 @@
 """What ships of a starter run: its bundle, and both networks to train on from.
 
     python -m pilltrack.pipeline.starter        after `dvc repro` with params/starter.yaml
+    python -m pilltrack.pipeline.starter renew  the shipped bundle in the present format
 
 MODEL_CARD.md and the licences beside them are written by hand.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
+import sys
 from pathlib import Path
 
 import torch
 
-from pilltrack.core.bundle import read_bundle
+from pilltrack.core.bundle import (
+    GALLERY_FILE,
+    LOCATOR_FILE,
+    MANIFEST_FILE,
+    Manifest,
+    read_bundle,
+    write_bundle,
+)
+from pilltrack.core.decide import Calibration
+from pilltrack.core.embedder import open_embedder
 from pilltrack.core.files import replaced_directory, write_atomically
+from pilltrack.core.gallery import Gallery
 from pilltrack.core.identify import STARTER_BUNDLE
 from pilltrack.pipeline.locate import STARTER as STARTER_LOCATOR
 from pilltrack.pipeline.models import STARTER, load_network, save_network
+from pilltrack.pipeline.probe_pictures import probe_crops, probe_frames
 
 
 def ship(artifacts: Path) -> None:
@@ -34,5 +48,35 @@ def ship(artifacts: Path) -> None:
     write_atomically(STARTER_LOCATOR, locator.read_bytes())
 
 
+def renew(bundle: Path) -> Manifest:
+    """Write a bundle without pills again in the present format: the same parts, new probes.
+
+    Its manifest may be of an earlier format, so its files are taken as they are.
+    """
+    old = json.loads((bundle / MANIFEST_FILE).read_bytes())
+    model, gallery_file = bundle / old["model"]["file"], bundle / GALLERY_FILE
+    rule = Calibration.model_validate_json(json.dumps(old["calibration"]))
+    with Gallery.load(gallery_file) as gallery:
+        crops = probe_crops(Path(), [], open_embedder(model), gallery, rule)
+    return write_bundle(
+        bundle,
+        name=old["name"],
+        locator=bundle / LOCATOR_FILE,
+        min_confidence=old["locator"]["min_confidence"],
+        model=model,
+        gallery=gallery_file,
+        probe_crops=crops,
+        probe_frames=probe_frames(),
+        calibration=rule,
+        pills={},
+        git_commit=old["git_commit"],
+        data_digest=old["data_digest"],
+        params_digest=old["params_digest"],
+    )
+
+
 if __name__ == "__main__":
-    ship(Path("artifacts"))
+    if sys.argv[1:] == ["renew"]:
+        renew(STARTER_BUNDLE)
+    else:
+        ship(Path("artifacts"))
