@@ -62,3 +62,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "Run the pipeline",
     )
     return repository
+
+
+@pytest.fixture(autouse=True)
+def _home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What this machine's own device has learnt or was updated to is nobody's business here."""
+    monkeypatch.setenv("PILLTRACK_HOME", str(tmp_path_factory.getbasetemp() / "no-home"))

@@ -29,6 +29,7 @@ from pilltrack.core.errors import (
 
 if TYPE_CHECKING:
     from pilltrack.edge.enrol import PhotosRefused
+    from pilltrack.edge.slots import Slots
 
 STAGES = {
     "prepare": "check the photos of the zip and split them by pill",
@@ -117,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_count(commands)
     _add_gallery(commands)
     _add_serve(commands)
+    _add_update(commands)
     _add_audit(commands)
     _add_evaluate_folder(commands)
     _add_evaluate_epillid(commands)
@@ -762,7 +764,8 @@ def _serve(arguments: argparse.Namespace) -> int:
     from pilltrack.edge.settings import Settings, broker_of, token_of
 
     settings = Settings(
-        bundle=_bundle(arguments),
+        bundle=arguments.bundle or _starter(),
+        follow=arguments.bundle is None,
         home=_home(arguments),
         host=arguments.host,
         port=arguments.port,
@@ -777,24 +780,240 @@ def _serve(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _add_update(commands: Any) -> None:
+    update = _command(
+        commands,
+        "update",
+        "follow a publisher: new models and galleries, proven and tried before they count",
+        "pilltrack update join --from https://pills.example.org/releases --root 1.root.json\n"
+        "pilltrack update now\n"
+        "pilltrack update status",
+    )
+    actions = update.add_subparsers(title="actions", metavar="ACTION", required=True)
+    join = _command(
+        actions,
+        "join",
+        "name the publisher, and hand over the root that this device shall trust",
+        "pilltrack update join --from https://pills.example.org/releases --root 1.root.json\n"
+        "pilltrack update join --from /media/stick/releases --root 1.root.json --channel beta",
+    )
+    join.add_argument(
+        "--from", dest="url", required=True, metavar="ADDRESS", help="https://... or a directory"
+    )
+    join.add_argument(
+        "--root", type=Path, required=True, metavar="FILE", help="the publisher's N.root.json"
+    )
+    join.add_argument("--channel", choices=("stable", "beta"), default="stable")
+    join.add_argument(
+        "--every-hours", type=float, default=6.0, metavar="N", help="between two looks; default: 6"
+    )
+    join.add_argument(
+        "--max-kb-per-s", type=_positive, default=0, metavar="N", help="default: no limit"
+    )
+    join.add_argument(
+        "--max-frame-ms",
+        type=float,
+        default=1000.0,
+        metavar="N",
+        help="a bundle that takes longer for a frame is refused; default: 1000",
+    )
+    join.add_argument(
+        "--watch-s",
+        type=_positive,
+        default=600,
+        metavar="N",
+        help="how long a new bundle is on trial while serving; default: 600",
+    )
+    join.set_defaults(run=_update_join)
+    check = _command(
+        actions, "check", "ask whether there is another bundle", "pilltrack update check --json"
+    )
+    now = _command(
+        actions,
+        "now",
+        "fetch, prove, try and switch to the channel's bundle, if it is another one",
+        "pilltrack update now\npilltrack update now --retry",
+    )
+    now.add_argument("--retry", action="store_true", help="try again what was refused before")
+    status = _command(
+        actions,
+        "status",
+        "which bundle is active, whom this device follows, what happened",
+        "pilltrack update status\npilltrack update status --json",
+    )
+    back = _command(
+        actions,
+        "back",
+        "go back to the bundle before; the one left is not tried again",
+        "pilltrack update back",
+    )
+    leave = _command(
+        actions, "leave", "follow nobody; the active bundle stays", "pilltrack update leave"
+    )
+    check.set_defaults(run=_update_now, only_ask=True, retry=False)
+    now.set_defaults(run=_update_now, only_ask=False)
+    status.set_defaults(run=_update_status)
+    back.set_defaults(run=_update_back)
+    leave.set_defaults(run=_update_leave)
+    for action in (join, check, now, status, back, leave):
+        _add_home(action)
+    for action in (check, now, status):
+        action.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _update_join(arguments: argparse.Namespace) -> int:
+    from pydantic import ValidationError
+
+    from pilltrack.edge.updater import UpdateSource, join
+
+    try:
+        source = UpdateSource(
+            url=arguments.url,
+            channel=arguments.channel,
+            interval_s=round(3600 * arguments.every_hours),
+            bytes_per_s=1000 * arguments.max_kb_per_s,
+            max_frame_ms=arguments.max_frame_ms,
+            watch_s=arguments.watch_s,
+        )
+    except (ValidationError, ValueError, OverflowError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        raise InputRejected(
+            "update join" if first is None else str(first["loc"][0]),
+            found=str(error) if first is None else repr(first["input"]),
+            expected="a value in range" if first is None else first["msg"],
+            remedy="See `pilltrack update join --help`.",
+        ) from error
+    join(_slots(arguments), source, arguments.root.read_bytes())
+    _say(f"{_home(arguments)} follows {source.url}, {source.channel}")
+    return 0
+
+
+def _update_now(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from pilltrack.edge.follow import update_apart
+    from pilltrack.edge.slots import utc_now
+    from pilltrack.edge.updater import as_json, source_of
+
+    slots, home = _slots(arguments), _home(arguments)
+    source = source_of(slots)
+    if source is None:
+        raise StageFailed(
+            str(home),
+            found="follows nobody",
+            expected="a publisher",
+            remedy="Run `pilltrack update join`.",
+        )
+    if arguments.retry:
+        slots.forgive()
+    with tqdm(desc="update", unit="B", unit_scale=True, leave=False, disable=None) as bar:
+        outcome = update_apart(
+            slots, source, home, utc_now(), only_ask=arguments.only_ask, progress=bar.update
+        )
+    release = outcome.release
+    called = "" if release is None else f"release {release.number} ({release.name})"
+    if arguments.json:
+        print(json.dumps(as_json(outcome), ensure_ascii=False))
+    elif outcome.kind in ("switched", "current", "available"):
+        what = {
+            "switched": f"{called} is active, on trial; {outcome.received_bytes / 1e6:.1f} MB came",
+            "current": f"{called} is active: nothing to do",
+            "available": f"{called} can be had: `pilltrack update now`",
+        }
+        print(what[outcome.kind])
+    else:
+        print(" ".join(f"{outcome.kind} {called}".split()) + f": {outcome.reason}")
+        _say(f"{outcome.detail}. The bundle that was active stays active.")
+    return 0 if outcome.kind in ("switched", "current", "available") else 1
+
+
+def _update_status(arguments: argparse.Namespace) -> int:
+    from pilltrack.core.bundle import read_bundle
+    from pilltrack.edge.updater import source_of
+
+    slots = _slots(arguments)
+    state, source = slots.state(), source_of(slots)
+    happenings = slots.happenings(20)
+    if arguments.json:
+        content = {
+            "state": state.model_dump(mode="json"),
+            "source": source.model_dump(mode="json") if source else None,
+            "happenings": [happening.model_dump(mode="json") for happening in happenings],
+        }
+        print(json.dumps(content, ensure_ascii=False))
+        return 0
+    shown = [("active", state.active)]
+    if state.active is not None:
+        shown.append(("before", state.previous))
+    for what, manifest in shown:
+        try:
+            name = read_bundle(slots.slot(manifest)).name
+        except BundleRejected as error:
+            name = f"damaged: {error.found}"
+        trial = f", on trial since {state.trial.since:%Y-%m-%d %H:%M}" if state.trial else ""
+        whose = f"manifest {manifest[:12]}" if manifest else "of the install"
+        print(f"{what:8}{name} ({whose}{trial if what == 'active' else ''})")
+    print(f"follows {source.url}, {source.channel}" if source else "follows nobody")
+    for happening in happenings:
+        whose = f" {happening.manifest[:12]}" if happening.manifest else ""
+        line = f"{happening.time:%Y-%m-%d %H:%M}  {happening.kind}{whose}: {happening.reason}"
+        print(f"{line} ({happening.detail})" if happening.detail else line)
+    return 0
+
+
+def _update_back(arguments: argparse.Namespace) -> int:
+    slots = _slots(arguments)
+    active = slots.state().active
+    if active is None:
+        raise StageFailed(
+            str(_home(arguments)),
+            found="the bundle of the install is active",
+            expected="another one, to go back from",
+            remedy="Nothing is to be done.",
+        )
+    after = slots.roll_back(active, "an operator went back")
+    _say(f"active is {slots.slot(after.active)}")
+    return 0
+
+
+def _update_leave(arguments: argparse.Namespace) -> int:
+    from pilltrack.edge.updater import leave
+
+    leave(_slots(arguments))
+    return 0
+
+
+def _slots(arguments: argparse.Namespace) -> Slots:
+    from pilltrack.edge.slots import Slots
+
+    return Slots(_home(arguments), _starter())
+
+
 def _add_bundle(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--bundle", type=Path, metavar="DIR", help="default: the starter bundle of this install"
+        "--bundle",
+        type=Path,
+        metavar="DIR",
+        help="default: the bundle that this device was updated to, else the starter bundle",
     )
 
 
 def _bundle(arguments: argparse.Namespace) -> Path:
+    """The bundle that is named, else the one that is active in the home."""
+    return arguments.bundle or _slots(arguments).active()
+
+
+def _starter() -> Path:
     from pilltrack.core.identify import STARTER_BUNDLE
 
-    if arguments.bundle is None and not STARTER_BUNDLE.is_dir():
+    if not STARTER_BUNDLE.is_dir():
         raise BundleRejected(
             str(STARTER_BUNDLE),
             found="missing",
             expected="the starter bundle of this install",
             remedy="Name a bundle with --bundle DIR.",
         )
-    bundle: Path = arguments.bundle or STARTER_BUNDLE
-    return bundle
+    return STARTER_BUNDLE
 
 
 def _add_home(command: argparse.ArgumentParser) -> None:
@@ -807,7 +1026,8 @@ def _add_home(command: argparse.ArgumentParser) -> None:
 
 
 def _home(arguments: argparse.Namespace) -> Path:
-    home: Path = arguments.home or Path(os.environ.get("PILLTRACK_HOME") or "~/.pilltrack")
+    named: Path | None = getattr(arguments, "home", None)
+    home = named or Path(os.environ.get("PILLTRACK_HOME") or "~/.pilltrack")
     return home.expanduser()
 
 

@@ -12,10 +12,9 @@ what devices of the channel run. So yanking a release brings back the one before
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from pilltrack.core.bundle import Sha256
 from pilltrack.core.errors import BundleRejected
@@ -41,7 +40,7 @@ class Release(BaseModel):
     number: int = Field(ge=1)
     manifest: Sha256  # the target's own path
     name: str = Field(min_length=1, max_length=200)
-    time: datetime  # of publication, UTC
+    time: AwareDatetime  # of publication
     channels: dict[Channel, Annotated[int, Field(ge=1)]] = {}
     yanked: str = Field(default="", max_length=MAX_REASON_LENGTH)
 

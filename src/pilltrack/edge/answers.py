@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,6 +12,7 @@ from pilltrack.core.quality import FaultKind
 from pilltrack.edge.audit import Entry
 from pilltrack.edge.enrol import Judged
 from pilltrack.edge.service import EnrolledPill, Look
+from pilltrack.edge.slots import Slots
 from pilltrack.edge.tracking import TrackedPill
 
 
@@ -157,6 +159,15 @@ class HistoryAnswer(_Answer):
     records: list[RecordedAnswer]
 
 
+class UpdateAnswer(_Answer):
+    """Which bundle is active, and what became of updates."""
+
+    active: str | None = Field(description="SHA-256 of its manifest; null: the install's own")
+    on_trial: bool
+    last: str = Field(description="what happened last, empty if nothing ever did")
+    last_time: datetime | None
+
+
 class StatusAnswer(_Answer):
     """The device and its bundle."""
 
@@ -179,6 +190,7 @@ class StatusAnswer(_Answer):
     events: Literal["off", "connected", "disconnected"] = Field(description="to an MQTT broker")
     events_waiting: int
     events_dropped: int
+    update: UpdateAnswer | None = Field(description="null: this device follows no updates")
 
 
 class Problem(_Answer):
@@ -289,6 +301,17 @@ def gallery_pill(pill: EnrolledPill, photos: list[str]) -> GalleryPill:
         local=pill.local,
         metadata=pill.metadata,
         photos=photos,
+    )
+
+
+def update_answer(slots: Slots) -> UpdateAnswer:
+    """What the slots of a device say."""
+    state, last = slots.state(), slots.happenings(1)
+    return UpdateAnswer(
+        active=state.active,
+        on_trial=state.trial is not None,
+        last=f"{last[0].kind}: {last[0].reason}" if last else "",
+        last_time=last[0].time if last else None,
     )
 
 

@@ -44,6 +44,7 @@ from pilltrack.edge.answers import (
     gallery_pill,
     look_answer,
     recorded_answer,
+    update_answer,
 )
 from pilltrack.edge.camera import Camera
 from pilltrack.edge.check import as_json
@@ -61,6 +62,7 @@ from pilltrack.edge.mqtt import EventMetrics, Events
 from pilltrack.edge.record import MAX_ACTION_LENGTH, MAX_NOTE_LENGTH, MAX_REASON_LENGTH
 from pilltrack.edge.service import Look, Service
 from pilltrack.edge.settings import Settings
+from pilltrack.edge.slots import Slots
 
 STATIC = Path(__file__).parent / "static"
 API = "/api/v1"
@@ -81,8 +83,12 @@ def create_app(
     settings: Settings,
     camera: Camera | None = None,
     events: Events | None = None,
+    slots: Slots | None = None,
 ) -> FastAPI:
-    """The app around an open service; it closes all of them when it stops."""
+    """The app around an open service; it closes all of them when it stops.
+
+    `slots`: where the service's bundle comes from, if it is followed.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -107,7 +113,7 @@ def create_app(
     _explain_errors(app)
     _add_health(app, service, desk)
     _add_session(app, settings)
-    _add_looking(app, service, desk, camera)
+    _add_looking(app, service, desk, camera, slots)
     _add_gallery(app, service, desk)
     _add_checking(app, service, desk)
     app.frontend("/", directory=STATIC, fallback=None)
@@ -202,10 +208,13 @@ def _add_session(app: FastAPI, settings: Settings) -> None:
         return answer
 
 
-def _add_looking(app: FastAPI, service: Service, desk: _Desk, camera: Camera | None) -> None:
+def _add_looking(
+    app: FastAPI, service: Service, desk: _Desk, camera: Camera | None, slots: Slots | None
+) -> None:
     @app.get(f"{API}/status", summary="The device and its bundle")
     async def status() -> StatusAnswer:
-        identifier, rule = service.identifier, service.identifier.calibration
+        identifier = service.identifier
+        rule = identifier.calibration
         return StatusAnswer(
             version=__version__,
             uptime_s=round(time.monotonic() - service.started_s, 1),
@@ -226,6 +235,7 @@ def _add_looking(app: FastAPI, service: Service, desk: _Desk, camera: Camera | N
             events=_connection(desk.events),
             events_waiting=desk.events.n_waiting if desk.events else 0,
             events_dropped=desk.events.n_dropped if desk.events else 0,
+            update=None if slots is None else await to_thread.run_sync(update_answer, slots),
         )
 
     @app.post(f"{API}/identify", responses=UPLOAD, summary="Find and name the pills in a photo")

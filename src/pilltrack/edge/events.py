@@ -2,7 +2,7 @@
 
     identify   the decisions on a photo            enrol    photos were added to a pill
     check      a tray against its list             forget   a pill was taken out of the gallery
-    action     what a person did about a check
+    action     what a person did about a check     update   a bundle was switched to, or not
 
 Live pictures give no events: they are for the eye, and a machine asks for a photo or a check.
 """
@@ -16,6 +16,7 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from pilltrack.edge.answers import CheckLine, PillAnswer
+from pilltrack.edge.slots import Kind
 
 
 class _Event(BaseModel):
@@ -72,6 +73,16 @@ class ForgetEvent(_Event):
     removed: int
 
 
-Event = IdentifyEvent | CheckEvent | ActionEvent | EnrolEvent | ForgetEvent
+class UpdateEvent(_Event):
+    """What an update came to, as `pilltrack update status` lists it; `time` is when that was."""
+
+    event: Literal["update"] = "update"
+    kind: Kind
+    reason: str
+    manifest: str | None
+    detail: str
+
+
+Event = IdentifyEvent | CheckEvent | ActionEvent | EnrolEvent | ForgetEvent | UpdateEvent
 # Reads what a broker passed on: EVENT.validate_json(payload).
 EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])

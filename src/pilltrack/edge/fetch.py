@@ -44,16 +44,19 @@ class TooSlow(DownloadError):
 class Fetcher(FetcherInterface):
     """Fetches for The Update Framework, and files of known SHA-256 onto the disk.
 
-    `bytes_per_s` bounds the bandwidth, 0 does not. Clock and pause are arguments.
+    `bytes_per_s` bounds the bandwidth, 0 does not. `progress` is told of bytes as they arrive.
+    Clock and pause are arguments.
     """
 
     def __init__(
         self,
         bytes_per_s: int = 0,
+        progress: Callable[[int], object] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.bytes_per_s, self._clock, self._pause = bytes_per_s, clock, pause
+        self.bytes_per_s, self._progress = bytes_per_s, progress
+        self._clock, self._pause = clock, pause
         self.received = 0  # bytes, of all that was fetched
 
     def fetch_file(self, url: str, to: Path, sha256: str, length: int) -> None:
@@ -143,6 +146,7 @@ class Fetcher(FetcherInterface):
         for chunk in chunks:
             yield chunk
             self.received += len(chunk)
+            self._progress(len(chunk))
             n_bytes += len(chunk)
             n_window += len(chunk)
             if self.bytes_per_s:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import random
 import socket
+from functools import partial
 
 import uvicorn
 
 from pilltrack.core.errors import StageFailed
 from pilltrack.edge.app import create_app
 from pilltrack.edge.camera import Camera
+from pilltrack.edge.events import UpdateEvent
+from pilltrack.edge.follow import Follower, Following, Timer
 from pilltrack.edge.mqtt import Events
 from pilltrack.edge.service import Service
 from pilltrack.edge.settings import Settings
+from pilltrack.edge.slots import Happening, Slots
 
 log = logging.getLogger(__name__)
 
@@ -31,13 +36,20 @@ def serve(settings: Settings) -> None:
     """
     return_large_memory()
     listening = listen(settings.host, settings.port)
+    slots = Slots(settings.home, settings.bundle) if settings.follow else None
+    following: Following | None = None
     try:
-        service = Service(settings.bundle, settings.home, settings.threads)
+        bundle = settings.bundle if slots is None else slots.slot(slots.start().active)
+        service = Service(bundle, settings.home, settings.threads)
         camera = Camera(settings.camera) if settings.camera is not None else None
         events = Events(settings.mqtt) if settings.mqtt is not None else None
+        if slots is not None:
+            follower = Follower(service, slots, partial(_tell, service, events))
+            chance = random.Random()  # noqa: S311 - when to look is no secret
+            following = Following(follower, Timer(slots, settings.home, chance))
         server = uvicorn.Server(
             uvicorn.Config(
-                create_app(service, settings, camera, events),
+                create_app(service, settings, camera, events, slots),
                 log_level="warning",
                 access_log=False,  # addresses of the page may hold names of pills
                 server_header=False,
@@ -51,6 +63,14 @@ def serve(settings: Settings) -> None:
         server.run(sockets=[listening])
     finally:
         listening.close()
+        if following is not None:
+            following.close()
+
+
+def _tell(service: Service, events: Events | None, happening: Happening) -> None:
+    if events is not None:
+        said = happening.model_dump()
+        events.publish(UpdateEvent(bundle=service.identifier.manifest.name, **said))
 
 
 def return_large_memory() -> None:

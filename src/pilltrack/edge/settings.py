@@ -79,6 +79,7 @@ class Settings:
     burst: int = 200  # of one client, at once
     timeout_s: float = 30.0  # to send a request
     mqtt: Broker | None = None  # who is told of events
+    follow: bool = False  # updates of `home`; `bundle` is then the last resort
 
     def __post_init__(self) -> None:
         if not self.is_loopback and len(self.token) < MIN_TOKEN_LENGTH:
