@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pilltrack.core.errors import StageFailed
 from pilltrack.core.identify import IdentifiedPill
 from pilltrack.core.quality import FaultKind
 from pilltrack.edge.audit import Entry
@@ -14,6 +15,7 @@ from pilltrack.edge.enrol import Judged
 from pilltrack.edge.service import EnrolledPill, Look
 from pilltrack.edge.slots import Slots
 from pilltrack.edge.tracking import TrackedPill
+from pilltrack.edge.updater import source_of
 
 
 class _Answer(BaseModel):
@@ -162,6 +164,7 @@ class HistoryAnswer(_Answer):
 class UpdateAnswer(_Answer):
     """Which bundle is active, and what became of updates."""
 
+    follows: str = Field(description="address and channel of the publisher; empty for nobody")
     active: str | None = Field(description="SHA-256 of its manifest; null: the install's own")
     on_trial: bool
     last: str = Field(description="what happened last, empty if nothing ever did")
@@ -307,7 +310,13 @@ def gallery_pill(pill: EnrolledPill, photos: list[str]) -> GalleryPill:
 def update_answer(slots: Slots) -> UpdateAnswer:
     """What the slots of a device say."""
     state, last = slots.state(), slots.happenings(1)
+    try:
+        source = source_of(slots)
+        follows = f"{source.url}, {source.channel}" if source else ""
+    except StageFailed as error:
+        follows = str(error)
     return UpdateAnswer(
+        follows=follows,
         active=state.active,
         on_trial=state.trial is not None,
         last=f"{last[0].kind}: {last[0].reason}" if last else "",

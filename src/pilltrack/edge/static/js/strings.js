@@ -117,8 +117,13 @@ export const text = {
       threshold: "Score from which a pill is known", margin: "Lead over the second pill",
     },
     "Bundle": { bundle: "Name", git_commit: "Made from commit", space: "Embedding space" },
+    "Updates": {
+      follows: "From", active: "Manifest of the bundle", on_trial: "On trial", last: "Last", last_time: "At",
+    },
     "Running": { version: "PillTrack", uptime_s: "For", frames: "Pictures looked at", camera: "Camera of its own", events: "Events for other machines" },
   },
+  nobody: "nobody",
+  ofInstall: "the install's own",
   eventsNow: { off: "off", connected: "connected", disconnected: "disconnected, trying again" },
   eventsLost: (waiting, dropped) => `${waiting} waiting, ${dropped} dropped`,
   yesNo: { true: "yes", false: "no" },
