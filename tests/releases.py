@@ -153,6 +153,32 @@ def served(directory: Path) -> Iterator[str]:
             thread.join()
 
 
+class Killed(BaseException):
+    """What stands for SIGKILL between two operations."""
+
+
+class Recorder:
+    """A store that keeps a list of what was done, and dies after one operation."""
+
+    def __init__(self, store: Store, at: int | None = None) -> None:
+        self._store, self._at = store, at
+        self.done: list[tuple[str, str]] = []
+
+    def __str__(self) -> str:
+        return str(self._store)
+
+    def __getattr__(self, operation: str) -> Any:
+        def call(*arguments: Any) -> Any:
+            is_last = len(self.done) == self._at
+            self.done.append((operation, str(arguments[0]) if arguments else ""))
+            result = getattr(self._store, operation)(*arguments)
+            if is_last:
+                raise Killed
+            return result
+
+        return call
+
+
 def race(publishers: list[Any]) -> list[Any]:
     """Call all at once; their results, or what they raised."""
     start = threading.Barrier(len(publishers))

@@ -56,7 +56,7 @@ def _add_keys(commands: Any, command: Command) -> None:
         actions,
         "init",
         "make a folder with new keys, and the first root, which devices trust",
-        "pilltrack keys init\npilltrack keys init --root-keys 5 --threshold 3 --keys /media/usb",
+        "pilltrack keys init\npilltrack keys init --root-keys 5 --threshold 3 --keys ceremony",
     )
     init.add_argument("--root-keys", type=int, default=3, metavar="N", help="how many (3)")
     init.add_argument(
@@ -287,13 +287,24 @@ def _add_releases(commands: Any, command: Command, say: Say) -> None:
 def _releases(arguments: argparse.Namespace, say: Say) -> int:
     from datetime import UTC, datetime
 
-    from pilltrack.pipeline.repository import as_rows, as_text, bundle_bytes, read_repository
+    from pilltrack.pipeline.repository import (
+        Seen,
+        as_rows,
+        as_text,
+        bundle_bytes,
+        read_repository,
+        recall,
+    )
     from pilltrack.pipeline.roots import read_chain, read_root
     from pilltrack.pipeline.store import open_store
 
     store = open_store(arguments.place, os.environ)
-    chain = [read_root(arguments.root)] if arguments.root else read_chain(arguments.keys)
-    found, chain = read_repository(store, chain)
+    if arguments.root:
+        chain, last_root = [read_root(arguments.root)], 0
+    else:
+        chain = read_chain(arguments.keys)
+        last_root = recall(arguments.keys).get(str(store), Seen()).root
+    found, chain = read_repository(store, chain, last_root)
     now = datetime.now(UTC)
     expired = [*(["root"] if chain[-1].is_expired(now) else []), *found.expired(now)]
     if expired:

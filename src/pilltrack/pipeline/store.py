@@ -14,7 +14,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -73,7 +73,9 @@ def open_store(address: str, environment: Mapping[str, str]) -> Store:
     """
     if address.startswith("s3://"):
         remote = s3_address(address, environment, RELEASES)
-        return S3Store(s3_client(remote, environment, attempts=5), remote)
+        with _in_words(str(remote)):
+            patient = s3_client(remote, environment, attempts=5)
+            return S3Store(patient, remote, hasty=s3_client(remote, environment))
     if not address or "://" in address:
         raise InputRejected(
             "releases",
@@ -193,8 +195,9 @@ class DirectoryStore:
 class S3Store:
     """A prefix of a bucket; `If-None-Match` and `If-Match` keep publishers apart."""
 
-    def __init__(self, client: Any, remote: Remote) -> None:
-        self._client = client
+    def __init__(self, client: Any, remote: Remote, *, hasty: Any = None) -> None:
+        """`hasty` is a client that does not repeat what failed, for `replace`."""
+        self._client, self._hasty = client, hasty or client
         self._remote = remote
         self._quoted = True  # how this server wants If-Match; Ceph 16 compares it with the bare tag
 
@@ -208,11 +211,11 @@ class S3Store:
 
     def digest(self, name: str, max_bytes: int) -> str | None:
         """See `Store`."""
-        with self._said():
+        with _in_words(str(self)):
             answer = self._get(name)
             if answer is None:
                 return None
-            with answer["Body"] as body:
+            with closing(answer["Body"]) as body:
                 return _digest(body.iter_chunks(CHUNK_BYTES), max_bytes)
 
     def create(self, name: str, content: bytes | Path) -> bool:
@@ -221,11 +224,11 @@ class S3Store:
 
     def tagged(self, name: str, max_bytes: int) -> tuple[bytes, str] | None:
         """See `Store`."""
-        with self._said():
+        with _in_words(str(self)):
             answer = self._get(name)
             if answer is None:
                 return None
-            with answer["Body"] as body:
+            with closing(answer["Body"]) as body:
                 content = _within(body.read(max_bytes + 1), max_bytes, name)
             return content, str(answer["ETag"])
 
@@ -275,9 +278,10 @@ class S3Store:
         for chunk in _chunks(content):
             digest.update(chunk)
         is_json = name.endswith(".json")
-        with self._said(), _body(content) as body:
+        with _in_words(str(self)), _body(content) as body:
+            client = self._hasty if "IfMatch" in condition else self._client
             try:
-                self._client.put_object(
+                client.put_object(
                     Bucket=self._remote.bucket,
                     Key=self._key(name),
                     Body=body,
@@ -299,36 +303,37 @@ class S3Store:
     def _key(self, name: str) -> str:
         return f"{self._remote.prefix}{name}"
 
-    @contextmanager
-    def _said(self) -> Iterator[None]:
-        """What goes wrong, in words; nothing that an answer quotes, which may be a secret."""
-        from botocore import exceptions as wrong
 
-        expected = "a bucket that these keys may read and write"
-        try:
-            yield
-        except wrong.ClientError as error:
-            code = _code(error)
-            raise Unreachable(
-                str(self),
-                found=f"it refuses {error.operation_name}: {code}",
-                expected=expected,
-                remedy=S3_REMEDIES.get(code, "Ask who runs this S3."),
-            ) from None
-        except (wrong.NoCredentialsError, wrong.PartialCredentialsError):
-            raise Unreachable(
-                str(self),
-                found="no keys",
-                expected=expected,
-                remedy="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (see .env.example).",
-            ) from None
-        except (wrong.BotoCoreError, wrong.HTTPClientError, OSError) as error:
-            raise Unreachable(
-                str(self),
-                found=f"it does not answer ({type(error).__name__})",
-                expected=expected,
-                remedy="Check AWS_ENDPOINT_URL and the network.",
-            ) from None
+@contextmanager
+def _in_words(subject: str) -> Iterator[None]:
+    """Say what goes wrong with S3; nothing that an answer quotes, which may be a secret."""
+    from botocore import exceptions as wrong
+
+    expected = "a bucket that these keys may read and write"
+    try:
+        yield
+    except wrong.ClientError as error:
+        code = _code(error)
+        raise Unreachable(
+            subject,
+            found=f"it refuses {error.operation_name}: {code}",
+            expected=expected,
+            remedy=S3_REMEDIES.get(code, "Ask who runs this S3."),
+        ) from None
+    except (wrong.NoCredentialsError, wrong.PartialCredentialsError):
+        raise Unreachable(
+            subject,
+            found="no keys",
+            expected=expected,
+            remedy="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (see .env.example).",
+        ) from None
+    except (wrong.BotoCoreError, wrong.HTTPClientError, OSError) as error:
+        raise Unreachable(
+            subject,
+            found=f"it does not answer ({type(error).__name__})",
+            expected=expected,
+            remedy="Check AWS_ENDPOINT_URL and the network.",
+        ) from None
 
 
 def _code(error: Any) -> str:
