@@ -39,16 +39,18 @@ def running_device(bundle: Path, n_references: int) -> Iterator[tuple[str, int]]
         dim, n_pills = read_bundle(bundle).model.embedding_dim, max(1, n_references // 20)
         references, embeddings = made_up(n_references, n_pills, dim, SPREAD, rng)
         filled = filled_bundle(bundle, Path(directory), references, embeddings)
-        with _serving(filled, Path(directory) / "home") as (address, pid):
+        with serving(Path(directory) / "home", filled) as (address, pid):
             yield address, pid
 
 
 @contextmanager
-def _serving(bundle: Path, home: Path) -> Iterator[tuple[str, int]]:
+def serving(home: Path, bundle: Path | None) -> Iterator[tuple[str, int]]:
+    """Address and process of a device with this home; without a bundle it follows updates."""
     with listen("127.0.0.1", 0) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [str(Path(sys.executable).with_name("pilltrack")), "serve", f"--bundle={bundle}",
+    command = [str(Path(sys.executable).with_name("pilltrack")), "serve",
                f"--home={home}", f"--port={address.rpartition(':')[2]}"]  # fmt: skip
+    command += [] if bundle is None else [f"--bundle={bundle}"]
     with subprocess.Popen(command) as process:
         try:
             _wait(f"http://{address}/readyz", process)
