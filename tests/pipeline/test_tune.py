@@ -290,6 +290,24 @@ def test_a_worker_taken_for_dead_drops_its_trial_and_goes_on(
     assert states() == ["COMPLETE", "FAIL", "COMPLETE"]
 
 
+def test_a_trial_of_another_machine_that_fell_silent_is_tried_again(
+    checkout: Path, told: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told("--trials", "1")
+    monkeypatch.setattr("pilltrack.pipeline.tune_storage.GRACE_S", 1)
+    theirs = study()
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        trial = theirs.ask()
+    trial.suggest_float("alpha", 0.0, 1.0)
+    session = theirs.trials[0].user_attrs["session"]
+    trial.set_user_attr("session", {**session, "host": "elsewhere"})
+    open_storage("sqlite:///tune.db").record_heartbeat(trial._trial_id)
+    time.sleep(2.5)  # the database counts whole seconds
+    assert told("--trials", "2")["counts"] == {"finished": 2, "failed": 1}
+    assert states() == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert study().trials[2].params["alpha"] == trial.params["alpha"]
+
+
 # --- MLflow --------------------------------------------------------------------------------------
 
 

@@ -27,7 +27,8 @@ import sys
 import time
 import uuid
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ import yaml
 from optuna.exceptions import DuplicatedStudyError, TrialPruned, UpdateFinishedTrialError
 from optuna.pruners import MedianPruner
 from optuna.samplers import TPESampler
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 from tqdm import tqdm
@@ -58,6 +60,7 @@ from pilltrack.pipeline.spool import TRIAL, Session, Trial, find_session, is_run
 from pilltrack.pipeline.tracking import SCORE, send_waiting, tracked
 from pilltrack.pipeline.tune_storage import (
     STORAGE_VARIABLE,
+    Heartbeat,
     open_storage,
     queue_again,
     shown,
@@ -135,9 +138,10 @@ def tune(params: Params, artifacts: Path, plan: Plan, workers: int = 1) -> Outco
     _require_in_step()
     basis = _basis(params, artifacts, plan.ranges)
     with speaking_to(plan.storage):
-        study = _opened(plan, params.distill, basis)
+        storage = open_storage(plan.storage)
+        study = _opened(plan, storage, params.distill, basis)
         if workers == 1:
-            _work(params, artifacts, plan, study)
+            _work(params, artifacts, plan, study, storage)
         else:
             _oversee(artifacts, plan, study, workers)
         send_waiting(artifacts)
@@ -207,9 +211,10 @@ def _digest(values: Sequence[Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _opened(plan: Plan, settings: DistillParams, basis: dict[str, str]) -> optuna.Study:
+def _opened(
+    plan: Plan, storage: RDBStorage, settings: DistillParams, basis: dict[str, str]
+) -> optuna.Study:
     """The study, begun if there is none. Raises StageFailed when it is of another basis."""
-    storage = open_storage(plan.storage)
     pruner = MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=1)
     try:
         study = optuna.create_study(
@@ -246,7 +251,9 @@ class _Inputs:
     probes: Probes
 
 
-def _work(params: Params, artifacts: Path, plan: Plan, study: optuna.Study) -> None:
+def _work(
+    params: Params, artifacts: Path, plan: Plan, study: optuna.Study, storage: RDBStorage
+) -> None:
     """Run trials in this process until the study has enough."""
     if _n_ended(study) >= plan.trials:
         return
@@ -265,7 +272,6 @@ def _work(params: Params, artifacts: Path, plan: Plan, study: optuna.Study) -> N
             "command": f"pilltrack tune --study {plan.study}",
         }
     )
-    failures: list[PillTrackError] = []
 
     def run(trial: optuna.Trial) -> float:
         trial.set_user_attr("session", session.model_dump(mode="json"))
@@ -273,37 +279,47 @@ def _work(params: Params, artifacts: Path, plan: Plan, study: optuna.Study) -> N
         settings = params.distill.model_copy(update=_drawn(trial, plan.ranges))
         told = Trial(plan.study, trial.number, ours)
         with_values = params.model_copy(update={"distill": settings})
-        try:
-            with tracked(TRIAL, with_values, artifacts, told):
-                score = _tried(trial, told, with_values, inputs)
-        except PillTrackError as error:
-            log.warning("trial %d failed: %s", trial.number, error)
-            failures.append(error)
-            raise
-        failures.clear()
-        return score
+        with tracked(TRIAL, with_values, artifacts, told):
+            return _tried(trial, told, with_values, inputs)
 
+    n_failures = 0
     with tqdm(total=plan.trials, desc=f"study {plan.study}", unit="trial", disable=None) as bar:
         while (ended := _n_ended(study)) < plan.trials:
             bar.update(ended - bar.n)
             _give_up_dead(study)
-            _run_one(study, run)
-            if len(failures) >= MAX_FAILURES:
-                raise failures[-1]
+            failure = _run_one(study, storage, run)
+            n_failures = n_failures + 1 if failure else 0
+            if failure and n_failures == MAX_FAILURES:
+                raise failure
         bar.update(ended - bar.n)
 
 
-def _run_one(study: optuna.Study, run: Any) -> None:
-    """One trial: begun, kept alive, and told by Optuna."""
+def _run_one(
+    study: optuna.Study, storage: RDBStorage, run: Callable[[optuna.Trial], float]
+) -> PillTrackError | None:
+    """Begin a trial, keep it alive, and tell how it ended; return what it failed of, if it did."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # Optuna would rather beat the heart itself
+        optuna.storages.fail_stale_trials(study)
+        trial = study.ask()
+    with Heartbeat(storage, trial):
         try:
-            study.optimize(run, n_trials=1, catch=(PillTrackError,))
-        except (ValueError, UpdateFinishedTrialError) as error:
-            # Another process took this one for dead, and has given its trial to somebody else.
-            if "Cannot tell" not in str(error) and not isinstance(error, UpdateFinishedTrialError):
-                raise
-            log.warning("a trial of this process was given up by another: its result is dropped")
+            told = study.tell(trial, run(trial), skip_if_finished=True)
+        except TrialPruned:
+            told = study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+        except PillTrackError as error:
+            log.warning("trial %d failed: %s", trial.number, error)
+            study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+            return error
+        except UpdateFinishedTrialError:
+            told = study.trials[trial.number]
+        except BaseException:
+            with suppress(Exception):  # a process that is gone is noticed, too
+                study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+            raise
+    if told.state == TrialState.FAIL:
+        log.warning("trial %d: another process took this one for dead; dropped", trial.number)
+    return None
 
 
 def _tried(trial: optuna.Trial, told: Trial, params: Params, inputs: _Inputs) -> float:

@@ -7,6 +7,8 @@ PostgreSQL. A login is part of the URL, so nothing here prints a URL as it was g
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -19,8 +21,10 @@ from pilltrack.pipeline.remote import without_login
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.storages import RDBStorage
-    from optuna.trial import FrozenTrial
+    from optuna.trial import FrozenTrial, Trial
     from sqlalchemy.engine import URL
+
+log = logging.getLogger(__name__)
 
 STORAGE_VARIABLE = "PILLTRACK_TUNE_STORAGE"
 DEFAULT_URL = "sqlite:///tune.db"
@@ -78,6 +82,37 @@ def queue_again(study: Study, trial: FrozenTrial) -> None:
     again = trial.user_attrs.get("again", 0) + 1
     if again <= MAX_RETRIES:
         study.enqueue_trial(trial.params, user_attrs={"again": again})
+
+
+class Heartbeat:
+    """Says every `HEARTBEAT_S` that the process of a trial lives, while the block runs.
+
+    A database that does not answer is asked again; whoever runs the trial will notice.
+    """
+
+    def __init__(self, storage: RDBStorage, trial: Trial) -> None:
+        self._storage, self._trial = storage, trial
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        from optuna.exceptions import StorageInternalError
+        from sqlalchemy.exc import SQLAlchemyError
+
+        while True:
+            try:
+                self._storage.record_heartbeat(self._trial._trial_id)
+            except (SQLAlchemyError, StorageInternalError) as error:
+                log.debug("no heartbeat: %s", error)
+            if self._ended.wait(HEARTBEAT_S):
+                return
 
 
 @contextmanager
