@@ -29,7 +29,7 @@ COMMANDS = [
     "bench", "synth", "crop-boxes", "summary", "remote", "doctor",
     "gallery", "gallery add", "gallery list", "gallery remove",
     "gallery show", "gallery export", "gallery import", "serve", "audit",
-    "comment", "comment write", "comment post", "release",
+    "comment", "comment write", "comment post", "release", "selftest",
     "audit list", "audit verify", "audit replay", "audit overrides",
 ]  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,14 @@ def tiny_bundle(
     photo: NDArray[np.uint8],
     background: Background | None = None,
     locator: Path = LOCATOR,
+    threshold: float = 0.99,
+    frames: Sequence[NDArray[np.uint8]] = (),
 ) -> Path:
-    """Write `directory/bundle` with one enrolled pill; accepts only what is nearly its photo."""
+    """Write `directory/bundle` with one enrolled pill; accepts only what is nearly its photo.
+
+    Its probes are that photo, for which no decision can be promised with so high a threshold, and
+    `frames`.
+    """
     embedder = open_embedder(MODEL)
     with Gallery.create(embedder.space, embedder.dim) as gallery:
         if background:
@@ -42,8 +49,10 @@ def tiny_bundle(
         model=MODEL,
         gallery=directory / "gallery.safetensors",
         probe_crops=[to_model_input(photo, PROBE_PX)],
-        probe_frames=[],
-        calibration=tiny_calibration(embedder.space, background_size=len(background or ())),
+        probe_frames=frames,
+        calibration=tiny_calibration(
+            embedder.space, threshold=threshold, background_size=len(background or ())
+        ),
         pills={pill: {}},
         git_commit="c",
         data_digest="d",

@@ -130,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_comment(commands)
     _add_release(commands)
     _add_bench(commands)
+    _add_selftest(commands)
     _add_synth(commands)
     _add_crop_boxes(commands)
     _add_summary(commands)
@@ -1526,6 +1527,40 @@ def _bench(arguments: argparse.Namespace) -> int:
         write_atomically(arguments.out, f"{report.model_dump_json(indent=1)}\n".encode())
     if arguments.check:
         require_limits(report)
+    return 0
+
+
+def _add_selftest(commands: Any) -> None:
+    command = _command(
+        commands,
+        "selftest",
+        "does a bundle keep its promises on this device, and which own pills does it confuse",
+        "pilltrack selftest\n"
+        "pilltrack selftest --bundle artifacts/package/bundle --home /var/lib/pilltrack\n"
+        "pilltrack selftest --bundle bundle --max-frame-ms 200 --json",
+    )
+    command.description = (
+        "Try a bundle as an update does before it serves: its golden probes, the time of a frame,\n"
+        "and the pills enrolled on this device (docs/bundle.md).\n\n"
+        "Exit code 3 when it fails. Which home is asked: as `pilltrack identify`."
+    )
+    _add_bundle(command)
+    _add_home(command)
+    command.add_argument(
+        "--max-frame-ms", type=float, default=1000.0, metavar="N", help="default: 1000"
+    )
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    command.set_defaults(run=_selftest)
+
+
+def _selftest(arguments: argparse.Namespace) -> int:
+    from pilltrack.edge.selftest import as_text, require_passed, self_test
+
+    home = _home(arguments) if arguments.home or not arguments.bundle else None
+    bundle = _bundle(arguments)
+    found = self_test(bundle, home, arguments.max_frame_ms)
+    print(found.model_dump_json() if arguments.json else as_text(found))
+    require_passed(found, bundle)
     return 0
 
 

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pilltrack.core.bundle import PROBES_FILE
-from pilltrack.core.errors import PillTrackError
+from pilltrack.core.errors import GateFailed, PillTrackError
 from pilltrack.core.gallery import Candidate
 from pilltrack.core.identify import Identifier, open_identifier
 from pilltrack.core.local import EMBED_BATCH, LocalReferences, is_store
@@ -143,6 +143,17 @@ def main() -> None:
     os.nice(NICENESS)
     found = self_test(arguments.bundle, arguments.home, arguments.max_frame_ms)
     sys.stdout.write(found.model_dump_json() + "\n")
+
+
+def require_passed(found: SelfTest, bundle: Path) -> None:
+    """Raise GateFailed, naming each failure, for a bundle that did not pass."""
+    if not found.passed:
+        raise GateFailed(
+            str(bundle),
+            found="; ".join(found.failures),
+            expected="a bundle that keeps its promises on this device",
+            remedy="Leave the bundle that serves now in place; build or fetch this one again.",
+        )
 
 
 def as_text(found: SelfTest) -> str:
