@@ -22,6 +22,7 @@ CORE_MAY_IMPORT = {
     "numpy", "PIL", "cv2", "ai_edge_litert", "onnxruntime", "qdrant_edge", "pydantic",
     "safetensors",
 }  # fmt: skip
+S3 = ("boto3", "botocore")
 PICKLES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 
@@ -57,6 +58,17 @@ def test_nothing_is_unpickled() -> None:
 def test_only_tracking_imports_mlflow() -> None:
     found = {m.name for m in modules(SOURCE) if any(i.split(".")[0] == "mlflow" for i in m.imports)}
     assert found == {"pilltrack.pipeline.tracking"}
+
+
+def test_only_these_modules_open_s3() -> None:
+    names = {m.name for m in modules(SOURCE) if any(i.split(".")[0] in S3 for i in m.imports)}
+    assert names <= {f"pilltrack.pipeline.{name}" for name in ("remote", "doctor", "store")}
+
+
+def test_keys_of_releases_are_opened_in_one_place() -> None:
+    private = "cryptography.hazmat.primitives.serialization"
+    names = {m.name for m in modules(SOURCE) if any(i.startswith(private) for i in m.imports)}
+    assert names == {"pilltrack.pipeline.keys"}
 
 
 def test_core_and_edge_load_nothing_of_the_training_machine() -> None:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pilltrack.core.channels import CHANNELS
 from pilltrack.core.errors import InputRejected
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
 Command = Callable[[Any, str, str, str], argparse.ArgumentParser]
 Say = Callable[[str], None]
+CHANNELS = ("stable", "beta")  # as in core.channels, which takes long to import
 RELEASES = "PILLTRACK_RELEASES"
 BUNDLE = "artifacts/package/bundle"
 

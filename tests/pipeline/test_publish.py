@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import random
@@ -16,9 +17,9 @@ from typing import Any
 import pytest
 from tuf.api.exceptions import ExpiredMetadataError, RepositoryError
 
-from pilltrack import cli
+from pilltrack import cli, cli_fleet
 from pilltrack.core.bundle import read_bundle
-from pilltrack.core.channels import release_in
+from pilltrack.core.channels import CHANNELS, release_in
 from pilltrack.core.errors import BundleRejected, InputRejected, StageFailed
 from pilltrack.pipeline import keys
 from pilltrack.pipeline.keys import KeyMissing
@@ -395,8 +396,11 @@ class TestKeys:
         other = shutil.copytree(folder, tmp_path / "timer")
         keys.rotate(folder, "targets", now=NOW, passphrase=None)
         publisher(place, folder).renew()
+        [targets] = other.glob("targets-*.pem")
         publisher(place, other).renew()  # the online key is the same
         assert len(reader.releases()) == 1
+        assert [root.version for root in read_chain(other)] == [1, 2]  # and the next is the third
+        assert (other / "retired" / targets.name).exists()
         with pytest.raises(KeyMissing, match="role targets"):
             publisher(place, other).publish(bundles[1], "stable")
 
@@ -430,6 +434,18 @@ class TestKeys:
         with pytest.raises(KeyMissing, match="role targets"):
             publisher(place, timer, now=lambda: NOW + timedelta(days=366)).renew()
         publisher(place, folder, now=lambda: NOW + timedelta(days=366)).renew()
+
+    def test_a_key_folder_that_cannot_be_written_is_said(
+        self, folder: Path, place: Path, bundles: list[Path], monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:  # fmt: skip
+        def read_only(*_: object) -> None:
+            raise OSError(errno.EROFS, "Read-only file system")
+
+        monkeypatch.setattr("pilltrack.pipeline.publish.remember", read_only)
+        publisher(place, folder).publish(bundles[0], "stable")
+        assert "published, but" in caplog.text
+        assert "Read-only file system" in caplog.text
 
     def test_a_wrong_passphrase_ends_before_anything_is_written(
         self, tmp_path: Path, place: Path, bundles: list[Path]
@@ -715,6 +731,9 @@ class TestCommands:
         size = sum(path.stat().st_size for path in bundles[0].iterdir())
         assert told["releases"][0]["bytes"] == size
         assert told["releases"][1]["yanked"] == "confuses strengths"
+
+    def test_the_channels_of_the_command_line_are_all(self) -> None:
+        assert cli_fleet.CHANNELS == CHANNELS
 
     def test_publish_as_json(self, bundles: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
         capsys.readouterr()

@@ -32,7 +32,7 @@ from urllib.parse import urlsplit
 
 from pilltrack.core.errors import InputRejected, PillTrackError, StageFailed
 from pilltrack.pipeline.mlflow_uri import mlflow_uri
-from pilltrack.pipeline.remote import Remote, current_remote, s3_from, without_login
+from pilltrack.pipeline.remote import Remote, current_remote, s3_client, s3_from, without_login
 
 DEADLINE_S = 10.0  # for a check of something remote
 GPU_DEADLINE_S = 60.0  # importing torch from a cold disk
@@ -397,32 +397,11 @@ def _on_s3(
 
 def _client(remote: Remote, environment: Mapping[str, str]) -> Any:
     """A client that uses what DVC would use, but gives up sooner."""
-    import boto3
-    from botocore.config import Config
-    from botocore.exceptions import PartialCredentialsError
-
-    pair = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    given = [name for name in pair if environment.get(name)]
-    if len(given) == 1:
-        (lacking,) = set(pair) - set(given)
-        raise PartialCredentialsError(provider="the environment", cred_var=lacking)
-    options = remote.options
-    session = boto3.Session(profile_name=options.get("profile"))
-    return session.client(
-        "s3",
-        endpoint_url=options.get("endpointurl"),
-        region_name=options.get("region"),
-        verify=options.get("ssl_verify"),
-        aws_access_key_id=options.get("access_key_id") or environment.get(pair[0]) or None,
-        aws_secret_access_key=options.get("secret_access_key") or environment.get(pair[1]) or None,
-        aws_session_token=options.get("session_token")
-        or environment.get("AWS_SESSION_TOKEN")
-        or None,
-        config=Config(
-            connect_timeout=CONNECT_TIMEOUT_S,
-            read_timeout=READ_TIMEOUT_S,
-            retries={"total_max_attempts": 1},
-        ),
+    return s3_client(
+        remote,
+        environment,
+        connect_timeout_s=CONNECT_TIMEOUT_S,
+        read_timeout_s=READ_TIMEOUT_S,
     )
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import logging
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -218,6 +218,16 @@ def sign(folder: Path, holder: Path, *, passphrase: bytes | None) -> Proposal:
             remedy="Name the folder of another root key with --with.",
         )
     return _settle(folder, metadata, current)
+
+
+def adopt(folder: Path, chain: Sequence[SignedRoot]) -> None:
+    """Keep roots that came from a repository, so that the next root follows the newest."""
+    new = [root for root in chain if not (folder / f"{root.version}.root.json").exists()]
+    for root in new:
+        _write_root(folder / f"{root.version}.root.json", root.data)
+        (folder / f"{root.version}.root.json.part").unlink(missing_ok=True)
+    if new:
+        _retire(folder)
 
 
 def private_key(

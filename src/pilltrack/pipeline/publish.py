@@ -49,7 +49,7 @@ from pilltrack.core.channels import (
     Release,
 )
 from pilltrack.core.errors import InputRejected, StageFailed
-from pilltrack.pipeline.keys import KeyMissing, private_key
+from pilltrack.pipeline.keys import KeyMissing, adopt, private_key
 from pilltrack.pipeline.repository import (
     MAX_METADATA_BYTES,
     MAX_TIMESTAMP_BYTES,
@@ -212,7 +212,7 @@ class Publisher:
             if self._commit(found, timestamp):
                 if signers.of_readers_root_too:
                     self._spread(chain, found)
-                remember(self._keys, self._place, written.seen)
+                self._note(written, chain)
                 self._confirm(chain, files)
                 return written.releases
             pause_s = min(MAX_PAUSE_S, 0.05 * 2**attempt) * self._draw.random()
@@ -254,6 +254,19 @@ class Publisher:
             for name in Seen.model_fields
         }
         return found, chain, Seen(**floor)
+
+    def _note(self, written: Repository, chain: list[SignedRoot]) -> None:
+        """Keep in the key folder what it must know the next time; it may be read-only."""
+        try:
+            adopt(self._keys, chain)
+            remember(self._keys, self._place, written.seen)
+        except OSError as error:
+            log.warning(
+                "published, but %s cannot be written (%s): older files put there later would not "
+                "be noticed",
+                self._keys,
+                error.strerror,
+            )
 
     def _require_valid(self, root: SignedRoot) -> None:
         if root.is_expired(self._now()):
