@@ -85,6 +85,20 @@ def test_of_many_that_replace_one_content_one_succeeds(store: DirectoryStore) ->
         assert store.read(NAME, 10) == contents[done.index(True)]
 
 
+def test_publishers_that_hesitate_wait_for_each_other(tmp_path: Path) -> None:
+    class Hesitant(DirectoryStore):
+        def digest(self, name: str, max_bytes: int) -> str | None:
+            found = super().digest(name, max_bytes)
+            time.sleep(0.01)  # between comparing and replacing
+            return found
+
+    store = Hesitant(tmp_path / "releases")
+    store.create(NAME, b"0")
+    tag = tag_of(store)
+    done = race([partial(store.replace, NAME, str(index).encode(), tag) for index in range(8)])
+    assert sorted(done) == [False] * 7 + [True]
+
+
 def test_of_many_that_create_one_name_one_succeeds(store: DirectoryStore) -> None:
     done = race([partial(store.create, "a", str(index).encode()) for index in range(16)])
     assert sorted(done) == [False] * 15 + [True]
