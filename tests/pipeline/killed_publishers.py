@@ -1,4 +1,4 @@
-"""Publish in a process that is killed at its k-th file operation, for every k.
+"""Publish, or replace a key, in a process that is killed at its k-th file operation, for every k.
 
     killed_publishers.py WORK KEYS BUNDLE1 BUNDLE2
 
@@ -13,10 +13,12 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from pilltrack.pipeline import keys
 from pilltrack.pipeline.publish import Publisher
 from pilltrack.pipeline.repository import read_repository
 from pilltrack.pipeline.roots import read_chain
@@ -55,35 +57,72 @@ def killed_at(operation: int, parts: tuple[str, str]) -> None:
     sys.addaudithook(watch)
 
 
-def main(work: Path, keys: Path, first: Path, second: Path) -> None:
-    """Kill publishers until one comes to its end."""
+def main(work: Path, folder: Path, first: Path, second: Path) -> None:
+    """Kill publishers, and whoever replaces keys, until one comes to its end."""
     work.mkdir()
-    faults, operation, code = [], 0, -signal.SIGKILL
-    assert forked(partial(published, work / "start", keys, first)) == 0
-    while code == -signal.SIGKILL:
-        place = shutil.copytree(work / "start", work / "place")
-        folder = shutil.copytree(keys, work / "keys")
+    assert forked(partial(published, work / "start", folder, first)) == 0
+    told = {}
+    for name, act, judge in (
+        ("publish", partial(published, bundle=second), partial(judge_publish, bundle=second)),
+        ("rotate", rotated, judge_rotate),
+    ):
+        faults: list[str] = []
+        operation, code = 0, -signal.SIGKILL
+        while code == -signal.SIGKILL:
+            place = shutil.copytree(work / "start", work / "place")
+            keys_here = shutil.copytree(folder, work / "keys")
+            code = forked(partial(dying, act, operation, place, keys_here))
+            faults += [f"{operation}: {fault}" for fault in judge(place, keys_here)]
+            shutil.rmtree(place)
+            shutil.rmtree(keys_here)
+            operation += 1
+        if code != 0:
+            faults.append(f"the last one ended with {code}")
+        told[name] = {"n_killed": operation - 1, "faults": faults}
+    print(json.dumps(told))  # noqa: T201
 
-        def dying(place: Path = place, folder: Path = folder, operation: int = operation) -> None:
-            killed_at(operation, (str(place), str(folder)))
-            published(place, folder, second)
 
-        code = forked(dying)
-        found, _ = read_repository(DirectoryStore(place), read_chain(folder))
-        numbers = [release.number for release in found.releases]
-        if numbers not in ([1], [1, 2]):
-            faults.append(f"{operation}: releases {numbers} after the kill")
-        if forked(partial(published, place, folder, second)) != 0:
-            faults.append(f"{operation}: the next publisher failed")
-        found, _ = read_repository(DirectoryStore(place), read_chain(folder))
-        if [release.number for release in found.releases] != [1, 2]:
-            faults.append(f"{operation}: {found.releases}")
-        shutil.rmtree(place)
-        shutil.rmtree(folder)
-        operation += 1
-    if code != 0:
-        faults.append(f"the last publisher ended with {code}")
-    print(json.dumps({"n_killed": operation - 1, "faults": faults}))  # noqa: T201
+def dying(act: Callable[[Path, Path], None], operation: int, place: Path, folder: Path) -> None:
+    """Do something, and die at one operation."""
+    killed_at(operation, (str(place), str(folder)))
+    act(place, folder)
+
+
+def judge_publish(place: Path, folder: Path, bundle: Path) -> Iterator[str]:
+    """What is wrong after a publisher died; the next one must do it."""
+    found, _ = read_repository(DirectoryStore(place), read_chain(folder))
+    numbers = [release.number for release in found.releases]
+    if numbers not in ([1], [1, 2]):
+        yield f"releases {numbers}"
+    if forked(partial(published, place, folder, bundle)) != 0:
+        yield "the next publisher failed"
+    found, _ = read_repository(DirectoryStore(place), read_chain(folder))
+    if [release.number for release in found.releases] != [1, 2]:
+        yield f"the next publisher left {found.releases}"
+
+
+def judge_rotate(place: Path, folder: Path) -> Iterator[str]:
+    """What is wrong after a rotation died; it can be completed or begun again."""
+    if forked(partial(renewed, place, folder)) != 0:
+        yield "what was there does not sign any more"
+    if (folder / "2.root.json.part").exists():
+        keys.sign(folder, folder, passphrase=None)
+    elif len(read_chain(folder)) == 1:
+        rotated(place, folder)
+    if len(read_chain(folder)) != 2:
+        yield "no second root"
+    if forked(partial(renewed, place, folder)) != 0:
+        yield "the new key does not sign"
+
+
+def rotated(_place: Path, folder: Path) -> None:
+    """Replace the online key."""
+    keys.rotate(folder, "online", now=datetime.now(UTC), passphrase=None)
+
+
+def renewed(place: Path, folder: Path) -> None:
+    """Sign again what is published."""
+    Publisher(DirectoryStore(place), folder, place="place").renew()
 
 
 def published(place: Path, folder: Path, bundle: Path) -> None:

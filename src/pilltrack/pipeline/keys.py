@@ -210,7 +210,8 @@ def sign(folder: Path, holder: Path, *, passphrase: bytes | None) -> Proposal:
             remedy="Make one with `pilltrack keys rotate` or `pilltrack keys renew`.",
         )
     metadata = parse(part.read_bytes())
-    if not _signed_by(metadata, current, holder, passphrase):
+    n_added = _signed_by(metadata, current, holder, passphrase)
+    if not n_added and not signatures(metadata, current).verified:  # all of a `rotate` that died
         raise KeyMissing(
             str(holder),
             found="no root key that may sign and has not",
