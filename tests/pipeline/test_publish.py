@@ -583,6 +583,20 @@ class TestTampering:
                 command()
         assert content(place) == before
 
+    @pytest.mark.parametrize("name", ["2.snapshot.json", "2.targets.json"])
+    def test_what_the_same_keys_signed_for_another_place_is_refused(
+        self, name: str, folder: Path, place: Path, bundles: list[Path], tmp_path: Path
+    ) -> None:
+        twin = shutil.copytree(folder, tmp_path / "twin")
+        for number, keys_here, where in ((1, folder, place), (2, twin, tmp_path / "other")):
+            publisher(where, keys_here).publish(bundles[0], "stable")
+            publisher(where, keys_here).publish(bundles[number], "stable")
+        shutil.copy(tmp_path / "other" / "metadata" / name, place / "metadata")
+        before = content(place)
+        with pytest.raises(RepositoryRejected, match=r"hash|length"):
+            publisher(place, folder).renew()
+        assert content(place) == before
+
     def test_an_older_timestamp_put_back_is_noticed(
         self, folder: Path, place: Path, bundles: list[Path]
     ) -> None:
