@@ -1547,7 +1547,7 @@ def _add_selftest(commands: Any) -> None:
     _add_bundle(command)
     _add_home(command)
     command.add_argument(
-        "--max-frame-ms", type=float, default=1000.0, metavar="N", help="default: 1000"
+        "--max-frame-ms", type=float, default=1000.0, metavar="N", help="of one core (1000)"
     )
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(run=_selftest)
