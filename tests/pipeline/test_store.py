@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from pilltrack.core.errors import InputRejected, StageFailed
+from pilltrack.pipeline.remote import Remote
 from pilltrack.pipeline.store import INCOMING, DirectoryStore, S3Store, open_store
 from tests.releases import race
 
@@ -151,14 +153,20 @@ def test_an_address_names_its_store(tmp_path: Path) -> None:
 
 
 class Disobedient:
-    """An S3 client whose server takes every write, whatever its condition."""
+    """An S3 client whose server obeys no condition, or only `If-None-Match`."""
 
-    def put_object(self, **_: Any) -> dict[str, str]:
+    def __init__(self, *, obeys: str) -> None:
+        self._obeys, self._is_there = obeys, False
+
+    def put_object(self, **options: Any) -> dict[str, str]:
+        if self._is_there and self._obeys in options:
+            answer = {"Error": {"Code": "PreconditionFailed"}}
+            raise ClientError(answer, "PutObject")
+        self._is_there = True
         return {"ETag": '"1"'}
 
 
-def test_a_server_that_ignores_conditions_is_refused() -> None:
-    from pilltrack.pipeline.remote import Remote
-
-    with pytest.raises(StageFailed, match="writes in spite of If-None-Match"):
-        S3Store(Disobedient(), Remote("s3://pills", {})).check()
+@pytest.mark.parametrize(("obeys", "ignored"), [("", "If-None-Match"), ("IfNoneMatch", "If-Match")])
+def test_a_server_that_ignores_conditions_is_refused(obeys: str, ignored: str) -> None:
+    with pytest.raises(StageFailed, match=f"writes in spite of {ignored}"):
+        S3Store(Disobedient(obeys=obeys), Remote("s3://pills", {})).check()
