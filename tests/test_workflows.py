@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -93,6 +94,45 @@ def test_every_step_is_a_make_target_or_one_plain_command() -> None:
     for command in commands():
         target = re.fullmatch(r"make ([a-z]+)", command)
         assert target[1] in targets if target else command in OTHER_COMMANDS, command
+
+
+def test_a_missing_secret_ends_with_its_name() -> None:
+    command = ("make", "--no-print-directory", "secrets")
+    bare = {"PATH": os.environ["PATH"]}
+    needed = {"NEEDED": "AWS_ACCESS_KEY_ID  MLFLOW_TRACKING_PASSWORD", "AWS_ACCESS_KEY_ID": "k"}
+    for variables, code, named in (
+        ({}, 0, ""),
+        ({"NEEDED": "  "}, 0, ""),
+        ({**needed, "MLFLOW_TRACKING_PASSWORD": "secret"}, 0, ""),
+        ({**needed, "MLFLOW_TRACKING_PASSWORD": ""}, 2, "MLFLOW_TRACKING_PASSWORD is not set"),
+        ({"NEEDED": "AWS_SECRET_ACCESS_KEY"}, 2, "AWS_SECRET_ACCESS_KEY is not set"),
+    ):
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env={**bare, **variables},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, named in done.stderr) == (code, True), done.stderr
+        assert "secret\n" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["ci/pipeline", "release/build"])
+def test_secrets_are_looked_at_before_they_are_used_and_not_in_a_fork(name: str) -> None:
+    steps = dict(jobs())[name]["steps"]
+    [first, *others] = [
+        number for number, step in enumerate(steps) if "secrets." in str((step, step.get("with")))
+    ]
+    assert steps[first]["run"] == "make secrets"
+    used = set(re.findall(r"secrets\.(\w+)", str(steps[first]["env"])))
+    needed = steps[first]["env"]["NEEDED"]
+    for number in others:
+        later = set(re.findall(r"secrets\.(\w+)", str(steps[number])))
+        assert later <= used
+        assert all(secret in needed for secret in later)
+    assert steps[first].get("if") == ("env.TRUSTED == 'true'" if name == "ci/pipeline" else None)
 
 
 def test_ci_here_runs_what_the_workflow_runs() -> None:
