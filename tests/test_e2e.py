@@ -21,7 +21,7 @@ import yaml
 from numpy.typing import NDArray
 
 from pilltrack.core import embedder
-from pilltrack.core.bundle import read_bundle
+from pilltrack.core.bundle import PROBES_FILE, read_bundle
 from pilltrack.core.decide import Rule, decide
 from pilltrack.core.embedder import open_embedder
 from pilltrack.core.errors import (
@@ -36,10 +36,13 @@ from pilltrack.core.gallery import Gallery, Reference
 from pilltrack.core.identify import open_identifier
 from pilltrack.core.image import read_image
 from pilltrack.core.preprocess import to_model_input
+from pilltrack.core.probes import read_probes
+from pilltrack.edge.selftest import self_test
 from pilltrack.pipeline import evaluate, package, trial
 from pilltrack.pipeline.evaluate_folder import evaluate_folder
 from pilltrack.pipeline.models import EmbeddingNet, save_network
 from pilltrack.pipeline.params import load_params
+from pilltrack.pipeline.probe_pictures import N_RENDERED
 from pilltrack.pipeline.table import load_images, write_images
 from tests.clone import run
 
@@ -331,6 +334,10 @@ def test_a_bundle_may_leave_all_enrolment_to_the_device(repository: Path, tmp_pa
     ):
         assert empty.gallery.references() == []
         assert empty.manifest.pills == {}
+        probes = read_probes(artifacts / "package" / "bundle" / PROBES_FILE)
+        assert len(probes.crops) == N_RENDERED  # no photo leaves
+        assert self_test(artifacts / "package" / "bundle", None, 60_000).failures == ()
+        assert self_test(repository / BUNDLE, None, 60_000).failures == ()
         assert empty.manifest.space == full.manifest.space
         assert empty.calibration == full.calibration
         (pill,) = empty.identify_crop(np.zeros((64, 64, 3), np.uint8))
