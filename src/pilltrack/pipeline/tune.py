@@ -19,12 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import platform
-import signal
-import subprocess
-import sys
-import time
 import uuid
 import warnings
 from collections.abc import Callable, Sequence
@@ -66,6 +61,7 @@ from pilltrack.pipeline.tune_storage import (
     shown,
     speaking_to,
 )
+from pilltrack.pipeline.workers import run_workers
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +69,6 @@ SEARCHED = ("temperature", "alpha", "learning_rate")
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 STARTUP_TRIALS = 5  # that nothing is pruned against
 MAX_FAILURES = 3  # one after the other
-POLL_S = 2.0
 LOGS = ".tune"  # below artifacts
 Range = tuple[float, float]
 
@@ -391,27 +386,23 @@ def _give_up_dead(study: optuna.Study) -> None:
 
 
 def _oversee(artifacts: Path, plan: Plan, study: optuna.Study, workers: int) -> None:
-    """Start this command several times over, and wait until the study has enough.
-
-    Raises StageFailed when all of them failed.
-    """
+    """Start this command several times over. Raises StageFailed when the study stays short."""
+    arguments = [f"--study={plan.study}", f"--trials={plan.trials}", f"--seed={plan.seed}"]
+    for name, (low, high) in plan.ranges.items():
+        arguments.append(f"--{name.replace('_', '-')}={low!r}:{high!r}")
     folder = artifacts / LOGS
-    folder.mkdir(parents=True, exist_ok=True)
-    logs = [folder / f"worker-{number}.log" for number in range(1, workers + 1)]
-    running = [_worker(plan, file, workers) for file in logs]
-    try:
-        bar = tqdm(total=plan.trials, desc=f"study {plan.study}", unit="trial", disable=None)
-        with bar:
-            while any(worker.poll() is None for worker in running):
-                time.sleep(POLL_S)
-                bar.update(_n_ended(study) - bar.n)
-    except KeyboardInterrupt:
-        _interrupt(running)
-        raise
-    failed = [(w.returncode, file) for w, file in zip(running, logs, strict=True) if w.returncode]
-    for code, file in failed:
-        said = file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        log.warning("%s ended with code %d: %s", file, code, said[-1] if said else "no word")
+    bar = tqdm(total=plan.trials, desc=f"study {plan.study}", unit="trial", disable=None)
+    with bar:
+        failed = run_workers(
+            ["tune", *arguments],
+            folder,
+            workers,
+            # Not as an argument: everybody reads those.
+            variables={STORAGE_VARIABLE: plan.storage},
+            meanwhile=lambda: bar.update(_n_ended(study) - bar.n),
+        )
+    for file, code, said in failed:
+        log.warning("%s ended with code %d: %s", file, code, said)
     if _n_ended(study) < plan.trials:
         raise StageFailed(
             f"study {plan.study}",
@@ -419,41 +410,6 @@ def _oversee(artifacts: Path, plan: Plan, study: optuna.Study, workers: int) -> 
             expected=f"{plan.trials} trials",
             remedy=f"Look at {folder}/worker-*.log, then repeat the command: it goes on.",
         )
-
-
-def _worker(plan: Plan, said: Path, workers: int) -> subprocess.Popen[bytes]:
-    arguments = [f"--study={plan.study}", f"--trials={plan.trials}", f"--seed={plan.seed}"]
-    for name, (low, high) in plan.ranges.items():
-        arguments.append(f"--{name.replace('_', '-')}={low!r}:{high!r}")
-    threads = max(1, len(os.sched_getaffinity(0)) // workers)
-    environment = {
-        **os.environ,
-        STORAGE_VARIABLE: plan.storage,  # not an argument: everybody reads those
-        "OMP_NUM_THREADS": str(threads),
-    }
-    with said.open("wb") as output:
-        return subprocess.Popen(  # noqa: S603 - this program again
-            [sys.executable, "-m", "pilltrack", "tune", *arguments],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-        )
-
-
-def _interrupt(workers: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Let the workers put down what they do; a terminal has told them already."""
-    until = time.monotonic() + 3
-    for worker in workers:
-        try:
-            worker.wait(max(0.0, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            worker.send_signal(signal.SIGINT)
-    for worker in workers:
-        try:
-            worker.wait(30)
-        except subprocess.TimeoutExpired:
-            worker.kill()
 
 
 def _outcome(plan: Plan, study: optuna.Study, settings: DistillParams) -> Outcome:

@@ -1,0 +1,85 @@
+"""This program several times at once, as if it were started by hand in as many windows.
+
+Each worker writes what it says to a file of its own and gets its share of the processor's cores.
+Ctrl-C reaches all of them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+POLL_S = 2.0
+LISTEN_S, PUT_DOWN_S = 3.0, 30.0  # after Ctrl-C
+
+Failed = tuple[Path, int, str]  # its log, its exit code, its last line
+
+
+def run_workers(
+    arguments: Sequence[str],
+    folder: Path,
+    count: int,
+    *,
+    variables: Mapping[str, str],
+    meanwhile: Callable[[], object],
+) -> list[Failed]:
+    """Run `pilltrack ARGUMENTS` in `count` processes until all have ended; return the failed ones.
+
+    `folder` gets `worker-1.log` and so on, `variables` are added to the environment, `meanwhile`
+    is called now and then.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    logs = [folder / f"worker-{number}.log" for number in range(1, count + 1)]
+    threads = max(1, (os.cpu_count() or 1) // count)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **variables}
+    workers = [_start(arguments, log, environment) for log in logs]
+    try:
+        while any(worker.poll() is None for worker in workers):
+            time.sleep(POLL_S)
+            meanwhile()
+    except BaseException:
+        _interrupt(workers)
+        raise
+    return [
+        (log, worker.returncode, _last_line(log))
+        for worker, log in zip(workers, logs, strict=True)
+        if worker.returncode
+    ]
+
+
+def _start(
+    arguments: Sequence[str], log: Path, environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    with log.open("wb") as output:
+        return subprocess.Popen(  # noqa: S603 - this program again
+            [sys.executable, "-m", "pilltrack", *arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+
+
+def _interrupt(workers: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Let the workers put down what they do; a terminal has told them already."""
+    until = time.monotonic() + LISTEN_S
+    for worker in workers:
+        try:
+            worker.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            worker.send_signal(signal.SIGINT)
+    for worker in workers:
+        try:
+            worker.wait(PUT_DOWN_S)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else "no word"
