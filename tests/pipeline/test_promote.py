@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from pilltrack.cli import main
 from pilltrack.core.decide import REJECT_EVERYTHING
 from pilltrack.core.errors import BundleRejected, InputRejected, StageFailed
-from pilltrack.pipeline.package import git_commit
+from pilltrack.pipeline.checkout import git_commit
 from pilltrack.pipeline.params import Params
 from pilltrack.pipeline.promote import promote
 from pilltrack.pipeline.spool import Started, record

@@ -27,8 +27,8 @@ from pilltrack.core.bundle_model import BundleModel
 from pilltrack.core.errors import GateFailed, InputRejected, ParamsRejected, StageFailed
 from pilltrack.core.identify import open_identifier, to_json
 from pilltrack.core.image import decode_image
+from pilltrack.pipeline.checkout import git_commit
 from pilltrack.pipeline.machine_load import MachineLoad, parse_gpus
-from pilltrack.pipeline.package import git_commit
 from pilltrack.pipeline.params import Params, load_params
 from pilltrack.pipeline.spool import (
     FILES,

@@ -9,6 +9,18 @@ from pilltrack.core.errors import StageFailed
 MADE_OF = ("src", "params.yaml", "dvc.yaml")
 
 
+def git_commit() -> str:
+    """The commit of the working directory; `unversioned` outside a repository with commits.
+
+    `+changes` follows it when code, parameters, pipeline or data differ from that commit.
+    """
+    found = git("rev-parse", "HEAD")
+    if found.returncode:
+        return "unversioned"
+    differs = git("status", "--porcelain", "--", *MADE_OF, "data").stdout.strip()
+    return found.stdout.strip() + ("+changes" if differs else "")
+
+
 def require_unchanged(revision: str, *more: str) -> None:
     """Refuse code, parameters and `more` paths that differ from what is checked out as `revision`.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from pilltrack.core.errors import StageFailed
 from pilltrack.core.gallery import Gallery
 from pilltrack.core.locate import LocatorCard
 from pilltrack.pipeline.audit import archive_digest
+from pilltrack.pipeline.checkout import git_commit
 from pilltrack.pipeline.enroll import choose_references, require_prescribed
 from pilltrack.pipeline.params import EvaluateParams, Params
 from pilltrack.pipeline.probe_pictures import probe_crops, probe_frames
@@ -113,25 +113,3 @@ def _require_settings(
             expected=f"those of params.yaml and of the gallery: {expected}",
             remedy="Run `dvc repro evaluate`.",
         )
-
-
-def git_commit() -> str:
-    """The commit of the working directory; `unversioned` outside a repository with commits.
-
-    `+changes` follows it when code, parameters or pipeline differ from that commit.
-    """
-    found = _git("rev-parse", "HEAD")
-    if found.returncode:
-        return "unversioned"
-    made_of = ("src", "params.yaml", "dvc.yaml", "data")
-    changed = _git("status", "--porcelain", "--", *made_of).stdout.strip()
-    return found.stdout.strip() + ("+changes" if changed else "")
-
-
-def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(  # noqa: S603 - arguments are constants
-        ["git", *arguments],  # noqa: S607 - git of the user's PATH is meant
-        capture_output=True,
-        text=True,
-        check=False,
-    )

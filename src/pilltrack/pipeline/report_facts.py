@@ -13,9 +13,9 @@ from pilltrack.core.errors import StageFailed
 from pilltrack.core.identify import open_identifier
 from pilltrack.pipeline import verdict
 from pilltrack.pipeline.audit import archive_digest
+from pilltrack.pipeline.checkout import git_commit
 from pilltrack.pipeline.gate import broken_limits
 from pilltrack.pipeline.latency import latency_ms
-from pilltrack.pipeline.package import git_commit
 from pilltrack.pipeline.params import Params
 from pilltrack.pipeline.releases import Earlier
 from pilltrack.pipeline.results import Captures, Mated, Metrics, Results, Strangers, Test

@@ -37,8 +37,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pilltrack.core.errors import StageFailed
 from pilltrack.core.files import replaced_directory, write_atomically
+from pilltrack.pipeline.checkout import git_commit
 from pilltrack.pipeline.machine_load import Sample
-from pilltrack.pipeline.package import git_commit
 from pilltrack.pipeline.params import Params
 from pilltrack.pipeline.table import write_csv
 

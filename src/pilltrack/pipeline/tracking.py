@@ -422,7 +422,7 @@ def _complete(client: MlflowClient, home: str, ending: Ending) -> None:
 
     DVC writes the entry of the last stage after the stage, when no stage is left to record it.
     """
-    from pilltrack.pipeline.package import git_commit
+    from pilltrack.pipeline.checkout import git_commit
 
     lock = Path("dvc.lock")
     unchanged = ending.git_commit.split("+")[0] == git_commit().split("+")[0]
