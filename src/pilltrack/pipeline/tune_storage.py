@@ -8,6 +8,7 @@ PostgreSQL. A login is part of the URL, so nothing here prints a URL as it was g
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 import warnings
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 STORAGE_VARIABLE = "PILLTRACK_TUNE_STORAGE"
 DEFAULT_URL = "sqlite:///tune.db"
 HEARTBEAT_S, GRACE_S = 10, 60
-CONNECT_TIMEOUT_S, LOCK_TIMEOUT_S = 10, 60
+SILENCE_TIMEOUT_S, LOCK_TIMEOUT_S = 30, 60
 MAX_RETRIES = 2  # of a trial whose process died
 MAX_STARTS = 5  # others may be making the tables at the same moment
 
@@ -47,7 +48,7 @@ def open_storage(url: str) -> RDBStorage:
     known = _parsed(url)
     on_sqlite = known.get_backend_name() == "sqlite"
     connect: dict[str, Any] = (
-        {"timeout": LOCK_TIMEOUT_S} if on_sqlite else {"connect_timeout": CONNECT_TIMEOUT_S}
+        {"timeout": LOCK_TIMEOUT_S} if on_sqlite else {"timeout": SILENCE_TIMEOUT_S}
     )
     with speaking_to(url), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # heartbeats may change in another version: it is pinned
@@ -159,8 +160,9 @@ def _parsed(url: str) -> URL:
         backend = known.drivername
     except (ArgumentError, ValueError):
         backend = ""
-    if backend in ("postgres", "postgresql", "postgresql+psycopg"):
-        return known.set(drivername="postgresql+psycopg")
+    if backend in ("postgres", "postgresql", "postgresql+pg8000"):
+        password = known.password or os.environ.get("PGPASSWORD")
+        return known.set(drivername="postgresql+pg8000", password=password)
     if backend == "sqlite" and known.database and known.database != ":memory:":
         return known
     raise InputRejected(
