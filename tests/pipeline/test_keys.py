@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import stat
 from datetime import UTC, datetime, timedelta
@@ -73,6 +74,29 @@ def test_a_short_passphrase_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputRejected, match="passphrase of 6 bytes; expected at least 20"):
         some_keys(tmp_path / "keys", passphrase=b"secret")
     assert not (tmp_path / "keys").exists()
+
+
+@pytest.mark.parametrize(
+    ("passphrase", "said"),
+    [
+        (b"f\xfcnf sichere W\xf6rter hier", "not UTF-8"),
+        (b"x" * 1024, "of 1024 bytes; expected at most 1023"),
+    ],
+)
+def test_a_passphrase_that_cannot_be_used_is_refused(
+    passphrase: bytes, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv(keys.PASSPHRASE, os.fsdecode(passphrase))
+    assert cli.main(["keys", "init", "--keys", str(tmp_path / "keys")]) == 1
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "keys").exists()
+
+
+def test_the_longest_passphrase_opens_what_it_encrypted(tmp_path: Path) -> None:
+    longest = keys.passphrase_from({keys.PASSPHRASE: "x" * 1023})
+    folder = some_keys(tmp_path / "keys", passphrase=longest)
+    assert keys.renew_root(folder, now=NOW, passphrase=longest).missing == 0
 
 
 def test_init_replaces_nothing(tmp_path: Path) -> None:
@@ -232,6 +256,36 @@ def test_a_changed_or_missing_root_is_refused(tmp_path: Path) -> None:
     (folder / "2.root.json").write_bytes(b"{}")
     with pytest.raises(RootRejected):
         read_chain(folder)
+
+
+def test_a_root_under_the_name_of_another_is_refused(tmp_path: Path) -> None:
+    folder = some_keys(tmp_path / "keys")
+    for _ in range(3):
+        keys.renew_root(folder, now=NOW, passphrase=None)
+    first, _, third, _ = read_chain(folder)
+    with pytest.raises(RootRejected, match="root 3: it follows root 1; expected numbers without"):
+        follow(first, third.data)
+    shutil.copy(folder / "3.root.json", folder / "2.root.json")
+    with pytest.raises(RootRejected, match="root 3: it follows root 1"):
+        read_chain(folder)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(folder / "3.root.json", alone / "2.root.json")
+    with pytest.raises(RootRejected, match=r"2\.root\.json: root 3; expected root 2"):
+        read_chain(alone)
+
+
+def test_a_waiting_root_under_the_name_of_another_is_not_signed(tmp_path: Path) -> None:
+    folder = some_keys(tmp_path / "keys")
+    away = move(folder, tmp_path / "stick", *root_keys(folder)[1:])
+    keys.rotate(folder, "online", now=NOW, passphrase=None)
+    part = folder / "2.root.json.part"
+    waiting = parse(part.read_bytes())
+    waiting.signed.version = 3
+    part.write_bytes(waiting.to_bytes())
+    with pytest.raises(RootRejected, match=r"part: root 3; expected root 2"):
+        keys.sign(folder, away, passphrase=None)
+    assert part.read_bytes() == waiting.to_bytes()
 
 
 def test_only_ed25519_keys_may_sign(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ from pilltrack.pipeline.roots import (
     ROLES,
     Days,
     Role,
+    RootRejected,
     SignedRoot,
     changes,
     follow,
@@ -58,6 +59,7 @@ from pilltrack.pipeline.roots import (
 log = logging.getLogger(__name__)
 PASSPHRASE = "PILLTRACK_KEY_PASSPHRASE"  # noqa: S105  the name of the variable
 MIN_PASSPHRASE_LENGTH = 20
+MAX_PASSPHRASE_LENGTH = 1023  # what PKCS 8 is written and read with
 RETIRED = "retired"
 SHORT = 8  # digits of a key's id in names
 MAX_PEM_BYTES = 16_384
@@ -90,8 +92,27 @@ class Proposal:
 
 
 def passphrase_from(environment: Mapping[str, str]) -> bytes | None:
-    """The passphrase of the environment; None where it is empty or unset."""
-    return environment.get(PASSPHRASE, "").encode() or None
+    """The passphrase of the environment; None where it is empty or unset.
+
+    Raises InputRejected for one that no key was ever encrypted with.
+    """
+    try:
+        passphrase = environment.get(PASSPHRASE, "").encode()
+    except UnicodeEncodeError:  # it is not quoted: it is a secret, and so is the error
+        raise InputRejected(
+            PASSPHRASE,
+            found="bytes that are not UTF-8",
+            expected="a passphrase in UTF-8",
+            remedy="Set the terminal to UTF-8, or take letters without accents.",
+        ) from None
+    if len(passphrase) > MAX_PASSPHRASE_LENGTH:
+        raise InputRejected(
+            PASSPHRASE,
+            found=f"a passphrase of {len(passphrase)} bytes",
+            expected=f"at most {MAX_PASSPHRASE_LENGTH}",
+            remedy="Six random words are enough.",
+        )
+    return passphrase or None
 
 
 def init(
@@ -198,7 +219,8 @@ def renew_root(
 def sign(folder: Path, holder: Path, *, passphrase: bytes | None) -> Proposal:
     """Sign the root that waits in `folder` with the root keys that lie in the folder `holder`.
 
-    Raises StageFailed when no root waits, KeyMissing when no key there may sign it and has not.
+    Raises StageFailed when no root waits, RootRejected for one of another number than its name
+    says, KeyMissing when no key there may sign it and has not.
     """
     current = read_chain(folder)[-1]
     part = _part(folder, current)
@@ -210,6 +232,13 @@ def sign(folder: Path, holder: Path, *, passphrase: bytes | None) -> Proposal:
             remedy="Make one with `pilltrack keys rotate` or `pilltrack keys renew`.",
         )
     metadata = parse(part.read_bytes())
+    if metadata.signed.version != current.version + 1:
+        raise RootRejected(
+            str(part),
+            found=f"root {metadata.signed.version}",
+            expected=f"root {current.version + 1}",
+            remedy="Copy it again from where it was made; sign nothing that is not what it says.",
+        )
     n_added = _signed_by(metadata, current, holder, passphrase)
     if not n_added and not signatures(metadata, current).verified:  # all of a `rotate` that died
         raise KeyMissing(
