@@ -78,7 +78,7 @@ def test_replace_needs_the_tag_of_what_is_there(store: DirectoryStore) -> None:
 
 
 def test_of_many_that_replace_one_content_one_succeeds(store: DirectoryStore) -> None:
-    store.create(NAME, b"0")
+    store.create(NAME, b"before")
     for turn in range(5):
         tag = tag_of(store)
         contents = [f"{turn} {index}".encode() for index in range(16)]
@@ -95,7 +95,7 @@ def test_publishers_that_hesitate_wait_for_each_other(tmp_path: Path) -> None:
             return found
 
     store = Hesitant(tmp_path / "releases")
-    store.create(NAME, b"0")
+    store.create(NAME, b"before")
     tag = tag_of(store)
     done = race([partial(store.replace, NAME, str(index).encode(), tag) for index in range(8)])
     assert sorted(done) == [False] * 7 + [True]
@@ -142,6 +142,21 @@ def test_a_file_system_without_hard_links_is_refused(
 def test_other_addresses_are_refused(address: str) -> None:
     with pytest.raises(InputRejected):
         open_store(address, {})
+
+
+def test_a_file_is_no_place(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputRejected, match="a file; expected a directory"):
+        open_store(str(tmp_path / "file"), {})
+
+
+def test_a_directory_has_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "releases").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "link").symlink_to("releases")
+    monkeypatch.chdir(tmp_path)
+    ways = ("releases", "releases/", "link", "other/../releases", tmp_path / "releases")
+    assert {str(DirectoryStore(Path(way))) for way in ways} == {str(tmp_path / "releases")}
 
 
 def test_an_address_names_its_store(tmp_path: Path) -> None:

@@ -83,7 +83,15 @@ def open_store(address: str, environment: Mapping[str, str]) -> Store:
             expected="a directory, or s3://BUCKET/PREFIX",
             remedy=f"Name it with --to or in {RELEASES}; a static host gets a copy of a directory.",
         )
-    return DirectoryStore(Path(address))
+    directory = Path(address)
+    if directory.exists() and not directory.is_dir():
+        raise InputRejected(
+            address,
+            found="a file",
+            expected="a directory, or nothing yet",
+            remedy="Choose another place with --to.",
+        )
+    return DirectoryStore(directory)
 
 
 class DirectoryStore:
@@ -97,7 +105,8 @@ class DirectoryStore:
         self._directory = directory
 
     def __str__(self) -> str:
-        return str(self._directory.absolute())
+        """One name for one directory, by whatever way it was reached."""
+        return os.path.realpath(self._directory)
 
     def read(self, name: str, max_bytes: int) -> bytes | None:
         """See `Store`."""
