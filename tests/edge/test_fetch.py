@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import random
-from collections.abc import Iterator
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +20,7 @@ from pilltrack.edge import fetch
 from pilltrack.edge.fetch import Damaged, Fetcher, TooSlow, address_of
 from tests.edge.files_server import (
     Files,
+    Handler,
     cut_off,
     dripping,
     endless,
@@ -124,10 +131,80 @@ def test_who_holds_the_line_open_is_given_up(
     files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fetch, "WINDOW_S", 0.2)
+    (tmp_path / "served" / "file").write_bytes(CONTENT[:200])
     files.answers["/file"] = dripping(0.02)
-    with pytest.raises(TooSlow, match="bytes in"):
+    with pytest.raises(TooSlow, match=r"127\.0\.0\.1: \d+ bytes in 0\.2 s"):
         get(Fetcher(pause=lambda _: None), files, tmp_path / "file")
     assert len(files.asked) == 1
+
+
+def header_by_header(line: socket.socket) -> None:
+    line.sendall(b"HTTP/1.1 200 OK\r\nX-A: ")
+    while True:
+        line.sendall(b"a")
+        time.sleep(0.02)
+
+
+def continue_for_ever(line: socket.socket) -> None:
+    while True:
+        line.sendall(b"HTTP/1.1 100 Continue\r\n\r\n" * 100)
+
+
+def chunk_without_end(line: socket.socket) -> None:
+    line.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;")
+    while True:
+        line.sendall(b"a")
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("answer", [header_by_header, continue_for_ever, chunk_without_end])
+def test_an_answer_that_never_begins_is_given_up(
+    answer: Callable[[socket.socket], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "ANSWER_S", 0.3)
+    monkeypatch.setattr(fetch, "WINDOW_S", 0.3)
+    with answering(answer) as url, pytest.raises(TooSlow, match=r"no answer within|0 bytes in"):
+        Fetcher().fetch_file(f"{url}/file", tmp_path / "file", SHA256, len(CONTENT))
+
+
+@contextmanager
+def answering(answer: Callable[[socket.socket], None]) -> Iterator[str]:
+    """A server that does with each line what it is told, until the line breaks."""
+
+    def serve() -> None:
+        line, _ = listening.accept()
+        with line, contextlib.suppress(OSError):
+            line.settimeout(2)  # to one that is gone it could send for ever
+            line.recv(65_536)
+            answer(line)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("place", ["/file", "http://[::1", "ftp://127.0.0.1/file"])
+def test_nobody_is_followed_elsewhere(
+    place: str, files: Files, fetcher: Fetcher, tmp_path: Path
+) -> None:
+    def elsewhere(handler: Handler, _: bytes) -> None:
+        handler.send_response(302)
+        handler.send_header("Location", place)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    files.answers["/other"] = elsewhere
+    with pytest.raises(DownloadHTTPError, match="answers 302"):
+        fetcher.fetch_file(f"{files.url}/other", tmp_path / "file", SHA256, len(CONTENT))
+
+
+def test_a_pipe_on_a_stick_is_no_file(fetcher: Fetcher, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DownloadError, match="is no file"):
+        fetcher.download_bytes((tmp_path / "pipe").as_uri(), 10)
 
 
 def test_a_server_that_falls_silent_is_given_up(
@@ -163,13 +240,14 @@ def test_bandwidth_is_bounded(files: Files, tmp_path: Path) -> None:
     assert clock.now == pytest.approx(len(CONTENT) / 50_000)
 
 
-def test_a_small_limit_is_not_taken_for_a_slow_server(files: Files, tmp_path: Path) -> None:
-    clock = Clock()
-    (tmp_path / "served" / "file").write_bytes(CONTENT[:20_000])
-    sha256 = hashlib.sha256(CONTENT[:20_000]).hexdigest()
-    fetcher = Fetcher(bytes_per_s=100, clock=lambda: clock.now, pause=clock.wait)
-    fetcher.fetch_file(f"{files.url}/file", tmp_path / "file", sha256, 20_000)
-    assert clock.now == pytest.approx(200)
+def test_a_small_limit_is_not_taken_for_a_slow_server(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "WINDOW_S", 0.3)
+    (tmp_path / "served" / "file").write_bytes(CONTENT[:100])
+    sha256 = hashlib.sha256(CONTENT[:100]).hexdigest()
+    fetcher = Fetcher(bytes_per_s=100, pause=lambda wait_s: time.sleep(min(wait_s, 0.1)))
+    fetcher.fetch_file(f"{files.url}/file", tmp_path / "file", sha256, 100)
 
 
 def test_a_directory_is_an_address_too(fetcher: Fetcher, tmp_path: Path) -> None:

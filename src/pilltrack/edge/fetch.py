@@ -6,19 +6,24 @@ from there is trusted here: whoever asks checks it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import socket
+import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import urllib3
 from tuf.api.exceptions import DownloadError, DownloadHTTPError
 from tuf.ngclient.fetcher import FetcherInterface
+from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from pilltrack import __version__
 from pilltrack.core.files import sync_directory
@@ -29,8 +34,8 @@ TRIES = 4
 PAUSE_S = 1.0  # before the second try; each further one waits twice as long
 # Whoever sends less than this over a window holds the line open, and no more.
 MIN_BYTES_PER_S, WINDOW_S = 256, 60.0
+ANSWER_S = 30.0  # until the headers of an answer are there
 PARTIAL, OK, NOT_SATISFIABLE = 206, 200, 416
-SHA256_LENGTH = 64
 
 
 class Damaged(DownloadError):
@@ -115,51 +120,42 @@ class Fetcher(FetcherInterface):
     @contextmanager
     def _opened(self, url: str, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
         """Where the bytes begin that a URL gives, at `start` or 0, and these bytes."""
+        size = min(CHUNK_BYTES, self.bytes_per_s) if self.bytes_per_s else CHUNK_BYTES
         if urlsplit(url).scheme == "file":
             with _opened_file(url) as file:
                 file.seek(start)
-                yield start, self._paced(iter(lambda: file.read(CHUNK_BYTES), b""))
+                yield start, self._paced(iter(lambda: file.read(size), b""))
             return
-        try:
-            with _pool(url) as pool:
-                headers = {"Accept-Encoding": "identity", "User-Agent": f"pilltrack/{__version__}"}
-                if start:
-                    headers["Range"] = f"bytes={start}-"
-                # The URL is the publisher's address, of a scheme that `require_address` knows.
-                answer = pool.request("GET", url, headers=headers, preload_content=False)
-                try:
-                    if answer.status == NOT_SATISFIABLE and start:
-                        raise DownloadError(f"{url} has no byte {start}")
-                    if answer.status not in (OK, PARTIAL):
-                        raise DownloadHTTPError(f"{url} answers {answer.status}", answer.status)
-                    from_ = start if answer.status == PARTIAL else 0
-                    # Not `stream`: it waits until a chunk is full, however slowly it fills.
-                    yield from_, self._paced(iter(lambda: answer.read1(CHUNK_BYTES), b""))
-                finally:
-                    answer.close()
-        except urllib3.exceptions.HTTPError as error:
-            raise DownloadError(f"{_host(url)} does not answer ({_plain(error)})") from error
+        least = min(MIN_BYTES_PER_S, self.bytes_per_s / 2 or MIN_BYTES_PER_S)
+        with _Watch(least) as watch, _pool(url, watch) as pool:
+            headers = {"Accept-Encoding": "identity", "User-Agent": f"pilltrack/{__version__}"}
+            if start:
+                headers["Range"] = f"bytes={start}-"
+            with _said(url, watch):  # a static host has no reason to send us elsewhere
+                answer = pool.request(
+                    "GET", url, headers=headers, redirect=False, preload_content=False
+                )
+            try:
+                if answer.status == NOT_SATISFIABLE and start:
+                    raise DownloadError(f"{url} has no byte {start}")
+                if answer.status not in (OK, PARTIAL):
+                    raise DownloadHTTPError(f"{url} answers {answer.status}", answer.status)
+                from_ = start if answer.status == PARTIAL else 0
+                yield from_, self._paced(_chunks(answer, size, url, watch))
+            finally:
+                answer.close()
 
     def _paced(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
-        began = window = self._clock()
-        n_bytes = n_window = 0
+        began, n_bytes = self._clock(), 0
         for chunk in chunks:
             yield chunk
             self.received += len(chunk)
             self._progress(len(chunk))
             n_bytes += len(chunk)
-            n_window += len(chunk)
             if self.bytes_per_s:
-                early = n_bytes / self.bytes_per_s - (self._clock() - began)
-                if early > 0:
-                    self._pause(early)
-            if self._clock() - window > WINDOW_S:
-                least = MIN_BYTES_PER_S
-                if self.bytes_per_s:
-                    least = min(least, self.bytes_per_s // 2)
-                if n_window < least * WINDOW_S:
-                    raise TooSlow(f"{n_window} bytes in {WINDOW_S:.0f} s")
-                window, n_window = self._clock(), 0
+                early_s = n_bytes / self.bytes_per_s - (self._clock() - began)
+                if early_s > 0:
+                    self._pause(early_s)
 
 
 def address_of(source: str) -> str:
@@ -179,26 +175,127 @@ def address_of(source: str) -> str:
     return "" if "://" in source or not source else Path(source).resolve().as_uri()
 
 
+class _Watch:
+    """Cuts the connections of a request that does not begin in time, or brings too little.
+
+    Time limits of a socket do not: each byte that drips in, of a header or between chunks, begins
+    them anew.
+    """
+
+    def __init__(self, least_bytes_per_s: float) -> None:
+        self.arrived = 0  # bytes of the body
+        self.complaint = ""  # once it has cut
+        self._least = least_bytes_per_s
+        self._lock, self._over = threading.Lock(), threading.Event()
+        self._answered = threading.Event()
+        self._sockets: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
+
+    def add(self, opened: socket.socket) -> None:
+        """Watch a socket, also after TLS has taken it over."""
+        with self._lock:
+            self._sockets.append(opened.dup())
+
+    def answered(self) -> None:
+        """From now on bytes of the body count."""
+        self._answered.set()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._answered.set()
+        self._thread.join()
+        for opened in self._sockets:
+            opened.close()
+
+    def _look(self) -> None:
+        if not self._answered.wait(ANSWER_S):
+            self._cut(f"no answer within {ANSWER_S:g} s")
+        before = self.arrived
+        while not self._over.wait(WINDOW_S):
+            if self.arrived - before < self._least * WINDOW_S:
+                self._cut(f"{self.arrived - before} bytes in {WINDOW_S:g} s")
+            before = self.arrived
+
+    def _cut(self, complaint: str) -> None:
+        with self._lock:
+            self.complaint = self.complaint or complaint
+            for opened in self._sockets:
+                with contextlib.suppress(OSError):  # the other side was faster
+                    opened.shutdown(socket.SHUT_RDWR)
+
+
+def _chunks(
+    answer: urllib3.BaseHTTPResponse, size: int, url: str, watch: _Watch
+) -> Iterator[bytes]:
+    watch.answered()
+    with _said(url, watch):
+        # Not `stream`: it waits until a chunk is full, however slowly it fills.
+        while chunk := answer.read1(size):
+            watch.arrived += len(chunk)
+            yield chunk
+    if watch.complaint:
+        raise TooSlow(f"{_host(url)}: {watch.complaint}")
+
+
+@contextmanager
+def _said(url: str, watch: _Watch) -> Iterator[None]:
+    try:
+        yield
+    except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+        if watch.complaint:
+            raise TooSlow(f"{_host(url)}: {watch.complaint}") from error
+        raise DownloadError(f"{_host(url)} does not answer ({_plain(error)})") from error
+
+
 @contextmanager
 def _opened_file(url: str) -> Iterator[BinaryIO]:
     path = Path(unquote(urlsplit(url).path))
     try:
-        with path.open("rb") as file:
-            yield file
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for ever
     except FileNotFoundError as error:
         raise DownloadHTTPError(f"{path} is missing", 404) from error
     except OSError as error:
         raise DownloadError(f"{path} cannot be read ({error.strerror})") from error
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise DownloadError(f"{path} is no file")
+        yield file
 
 
-def _pool(url: str) -> urllib3.PoolManager:
+def _pool(url: str, watch: _Watch) -> urllib3.PoolManager:
+    """Connections that are watched from their first byte on."""
+
+    class Plain(HTTPConnection):
+        def _new_conn(self) -> socket.socket:
+            opened = super()._new_conn()
+            watch.add(opened)
+            return opened
+
+    class Secure(HTTPSConnection):
+        def _new_conn(self) -> socket.socket:
+            opened = super()._new_conn()
+            watch.add(opened)
+            return opened
+
+    class PlainPool(urllib3.HTTPConnectionPool):
+        ConnectionCls = Plain
+
+    class SecurePool(urllib3.HTTPSConnectionPool):
+        ConnectionCls = Secure
+
     timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S)
-    retries = urllib3.Retry(total=3, connect=0, read=0, status=0, other=0, redirect=3)
     scheme, host = urlsplit(url).scheme, _host(url)
     proxy = getproxies().get(scheme)
     if proxy and not proxy_bypass(host):
-        return urllib3.ProxyManager(proxy, timeout=timeout, retries=retries)
-    return urllib3.PoolManager(timeout=timeout, retries=retries)
+        pool: urllib3.PoolManager = urllib3.ProxyManager(proxy, timeout=timeout, retries=False)
+    else:
+        pool = urllib3.PoolManager(timeout=timeout, retries=False)
+    pool.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
+    return pool
 
 
 def _host(url: str) -> str:
