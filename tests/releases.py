@@ -37,7 +37,7 @@ def some_keys(folder: Path, **options: Any) -> Path:
 def some_bundle(directory: Path, pill: str = "blue-pill") -> Path:
     """A bundle that no other pill's bundle is equal to."""
     directory.mkdir(parents=True, exist_ok=True)
-    return tiny_bundle(directory, pill, PHOTO)
+    return tiny_bundle(directory, pill, PHOTO, threshold=0.95, frames=[PHOTO])
 
 
 def renamed_bundle(bundle: Path, directory: Path, name: str) -> Path:

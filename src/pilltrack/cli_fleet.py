@@ -32,7 +32,7 @@ def add_fleet(commands: Any, command: Command, say: Say) -> None:
     _add_publish(commands, command, say)
     _add_releases(commands, command, say)
     _add_yank(commands, command, say)
-    _add_channel(commands, command, say)
+    _add_channel(commands, command)
     _add_renew(commands, command, say)
 
 
@@ -328,6 +328,7 @@ def _add_yank(commands: Any, command: Command, say: Say) -> None:
     )
     _add_number(yank)
     yank.add_argument("--reason", required=True, metavar="TEXT", help="why; devices keep it")
+    yank.add_argument("--json", action="store_true", help="print the release as one JSON object")
     _add_change(yank)
     yank.set_defaults(run=lambda arguments: _yank(arguments, say))
 
@@ -337,17 +338,23 @@ def _yank(arguments: argparse.Namespace, say: Say) -> int:
 
     releases = _publisher(arguments).yank(arguments.number, arguments.reason)
     yanked = next(release for release in releases if release.number == arguments.number)
+    if arguments.json:
+        print(yanked.model_dump_json())
+        return 0
     print(f"release {yanked.number} is yanked: {yanked.yanked}")
     for channel in yanked.channels:
         now_run = release_in(channel, releases)
         if now_run is None:
-            say(f"{channel} has no release left; its devices keep what they run until one comes")
+            say(
+                f"{channel} has no release left; devices that run a yanked one go back to their "
+                "last that is not, at last to the install's own"
+            )
         else:
             print(f"{channel} runs release {now_run.number} ({now_run.name})")
     return 0
 
 
-def _add_channel(commands: Any, command: Command, say: Say) -> None:
+def _add_channel(commands: Any, command: Command) -> None:
     channel = command(
         commands,
         "channel",
@@ -360,6 +367,7 @@ def _add_channel(commands: Any, command: Command, say: Say) -> None:
     )
     assign.add_argument("channel", choices=CHANNELS)
     _add_number(assign)
+    assign.add_argument("--json", action="store_true", help="print the release as one JSON object")
     _add_change(assign)
     assign.set_defaults(run=_channel_set)
 
@@ -367,6 +375,9 @@ def _add_channel(commands: Any, command: Command, say: Say) -> None:
 def _channel_set(arguments: argparse.Namespace) -> int:
     releases = _publisher(arguments).set_channel(arguments.channel, arguments.number)
     assigned = next(release for release in releases if release.number == arguments.number)
+    if arguments.json:
+        print(assigned.model_dump_json())
+        return 0
     print(f"{arguments.channel} runs release {assigned.number} ({assigned.name})")
     return 0
 
@@ -376,14 +387,18 @@ def _add_renew(commands: Any, command: Command, say: Say) -> None:
         commands,
         "renew",
         "sign again what is published, before the signatures end: for a timer",
-        "pilltrack renew --to s3://pills/fleet",
+        "pilltrack renew --to s3://pills/fleet\npilltrack renew --clock-is-right",
     )
+    renew.add_argument("--json", action="store_true", help="print all releases as one JSON object")
     _add_change(renew)
     renew.set_defaults(run=lambda arguments: _renew(arguments, say))
 
 
 def _renew(arguments: argparse.Namespace, say: Say) -> int:
     releases = _publisher(arguments).renew()
+    if arguments.json:
+        print(json.dumps({"releases": [one.model_dump(mode="json") for one in releases]}))
+        return 0
     say(f"signed again: {len(releases)} releases")
     return 0
 
@@ -404,6 +419,12 @@ def _add_change(action: argparse.ArgumentParser) -> None:
         metavar="N",
         help="the repository was lost or is an old copy: continue above all versions that devices "
         "may have seen, or above N",
+    )
+    action.add_argument(
+        "--clock-is-right",
+        action="store_true",
+        help="sign although this machine's clock does not fit what was signed last: that clock was "
+        "wrong, or nobody signed for long; releases of a day to come are dated today",
     )
 
 
@@ -433,4 +454,5 @@ def _publisher(arguments: argparse.Namespace) -> Publisher:
         arguments.keys,
         passphrase=passphrase_from(os.environ),
         after_loss=arguments.after_loss,
+        clock_is_right=arguments.clock_is_right,
     )

@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 from tuf.api.exceptions import ExpiredMetadataError, RepositoryError
+from tuf.api.metadata import Metadata, MetaFile, Snapshot, Targets
 
 from pilltrack import cli, cli_fleet
 from pilltrack.core.bundle import read_bundle
 from pilltrack.core.channels import CHANNELS, release_in
-from pilltrack.core.errors import BundleRejected, InputRejected, StageFailed
+from pilltrack.core.errors import BundleRejected, GateFailed, InputRejected, StageFailed
 from pilltrack.pipeline import keys
 from pilltrack.pipeline.keys import KeyMissing
 from pilltrack.pipeline.publish import Publisher
@@ -30,16 +31,19 @@ from pilltrack.pipeline.store import DirectoryStore
 from tests.imports import ROOT
 from tests.releases import (
     PASSPHRASE,
+    PHOTO,
     Killed,
     Reader,
     Recorder,
     Watcher,
     publisher,
     race,
+    renamed_bundle,
     served,
     some_bundles,
     some_keys,
 )
+from tests.tiny_bundle import tiny_bundle
 
 NOW = datetime.now(UTC)
 
@@ -145,7 +149,7 @@ def test_yanking_brings_back_the_release_before(
         one.set_channel("stable", 2)
     with pytest.raises(InputRejected, match="it was yanked"):
         one.publish(bundles[1], "beta")
-    for reason in ("", " \n", "x" * 501):
+    for reason in ("", " \n", "x" * 501, "wrong\x1b[2J"):
         with pytest.raises(InputRejected, match="--reason"):
             one.yank(1, reason)
 
@@ -429,9 +433,9 @@ class TestKeys:
             shutil.copy(path, timer)
         publisher(place, timer).renew()
         assert caplog.text == ""
-        soon = NOW + timedelta(days=300)
-        publisher(place, timer, now=lambda: soon).renew()
-        assert "the list of releases ends on" in caplog.text
+        for days in (100, 200, 300):
+            publisher(place, timer, now=lambda days=days: NOW + timedelta(days=days)).renew()
+            assert ("the list of releases ends on" in caplog.text) == (days == 300)
         with pytest.raises(KeyMissing, match="role targets"):
             publisher(place, timer, now=lambda: NOW + timedelta(days=366)).renew()
         publisher(place, folder, now=lambda: NOW + timedelta(days=366)).renew()
@@ -485,7 +489,8 @@ class TestAge:
             later = NOW + timedelta(days=days)
             found, _ = read_repository(DirectoryStore(place), read_chain(folder))
             assert found.expired(later) == expired
-            publisher(place, folder, now=lambda later=later: later).renew()
+            late = publisher(place, folder, now=lambda later=later: later, clock_is_right=True)
+            late.renew()
             found, _ = read_repository(DirectoryStore(place), read_chain(folder))
             assert found.expired(later) == []
         assert len(reader.releases()) == 1
@@ -537,6 +542,143 @@ class TestAge:
                 reader.releases()
             publisher(place, folder).renew()
             assert len(reader.releases()) == 1
+
+
+class TestClock:
+    """Nothing is signed by a clock that does not fit what was signed last."""
+
+    @pytest.mark.parametrize("days", [-400, -60, -2, 30 + 92, 700])
+    def test_a_clock_that_is_wrong_signs_nothing(
+        self, days: int, folder: Path, place: Path, bundles: list[Path]
+    ) -> None:
+        publisher(place, folder).publish(bundles[0], "stable")
+        before = content(place)
+        wrong = publisher(place, folder, now=lambda: NOW + timedelta(days=days))
+        for command in (
+            lambda: wrong.renew(),
+            lambda: wrong.publish(bundles[1], "stable"),
+            lambda: wrong.set_channel("beta", 1),
+            lambda: wrong.yank(1, "x"),
+        ):
+            with pytest.raises(StageFailed, match=r"this machine's clock: .* --clock-is-right"):
+                command()
+        assert content(place) == before
+
+    @pytest.mark.parametrize("days", [-0.9, 30, 30 + 89])
+    def test_clocks_that_differ_a_little_and_a_long_silence_are_no_reason(
+        self, days: float, folder: Path, place: Path, bundles: list[Path]
+    ) -> None:
+        publisher(place, folder).publish(bundles[0], "stable")
+        publisher(place, folder, now=lambda: NOW + timedelta(days=days)).renew()
+
+    def test_a_shorter_life_of_signatures_is_no_clock_that_is_wrong(
+        self, folder: Path, place: Path, bundles: list[Path]
+    ) -> None:
+        publisher(place, folder).publish(bundles[0], "stable")
+        keys.renew_root(folder, now=NOW, passphrase=None, days=Days(online=2))
+        publisher(place, folder).renew()
+        found, _ = read_repository(DirectoryStore(place), read_chain(folder))
+        assert found.expired(NOW + timedelta(days=3)) == ["timestamp", "snapshot"]
+        publisher(place, folder).renew()
+
+    def test_what_a_clock_far_ahead_signed_is_repaired(
+        self, folder: Path, place: Path, bundles: list[Path], reader: Reader
+    ) -> None:
+        publisher(place, folder).publish(bundles[0], "stable")
+        future = NOW + timedelta(days=700)
+        ahead = publisher(place, folder, now=lambda: future, clock_is_right=True)
+        ahead.publish(bundles[1], "stable")
+        assert reader.releases()[1].time > NOW + timedelta(days=699)  # for devices, a wrong clock
+        with pytest.raises(StageFailed, match="--clock-is-right"):
+            publisher(place, folder).renew()
+        publisher(place, folder, clock_is_right=True).renew()
+        releases = reader.releases()
+        assert [release.number for release in releases] == [1, 2]
+        assert abs(releases[1].time - datetime.now(UTC)) < timedelta(minutes=5)
+        assert releases[0].time <= releases[1].time
+        assert release_in("stable", releases) == releases[1]
+        found, _ = read_repository(DirectoryStore(place), read_chain(folder))
+        assert found.expired(NOW + timedelta(days=32)) == ["timestamp", "snapshot"]
+        publisher(place, folder).renew()  # as ever
+        assert reader.releases() == releases
+
+    def test_the_repair_needs_the_key_of_the_list_only_where_it_changes_it(
+        self, folder: Path, place: Path, bundles: list[Path], tmp_path: Path
+    ) -> None:
+        publisher(place, folder).publish(bundles[0], "stable")
+        timer = shutil.copytree(folder, tmp_path / "timer")
+        for path in timer.glob("targets-*.pem"):
+            path.unlink()
+        future = NOW + timedelta(days=700)
+        publisher(place, folder, now=lambda: future, clock_is_right=True).renew()
+        publisher(place, timer, clock_is_right=True).renew()
+        publisher(place, folder, now=lambda: future, clock_is_right=True).publish(
+            bundles[1], "stable"
+        )
+        with pytest.raises(KeyMissing, match="role targets"):
+            publisher(place, timer, clock_is_right=True).renew()
+
+
+class TestProof:
+    """Only what devices would run is published, and as it was proven."""
+
+    def test_a_bundle_that_breaks_its_promises_is_refused_before_anything_is_written(
+        self, folder: Path, place: Path, bundles: list[Path], tmp_path: Path
+    ) -> None:
+        vacuous = tiny_bundle(tmp_path, "red", PHOTO)
+        with pytest.raises(GateFailed, match="promise no decision and no frame"):
+            publisher(place, folder).publish(vacuous, "stable")
+        assert not place.exists()
+
+    def test_a_bundle_that_is_rewritten_after_its_check_is_published_as_it_was(
+        self, folder: Path, place: Path, bundles: list[Path], tmp_path: Path, reader: Reader
+    ) -> None:
+        bundle = shutil.copytree(bundles[0], tmp_path / "bundle")
+
+        def rewrite(_: Path) -> None:
+            for path in bundle.iterdir():
+                path.write_bytes(b"another build")
+
+        release = publisher(place, folder, prove=rewrite).publish(bundle, "stable")
+        reader.fetch(release, tmp_path / "got")
+        assert publisher(place, folder).publish(bundles[0], "beta").number == release.number
+
+    @pytest.mark.parametrize("name", ["x\x1b[2J", "x\nrelease 9", "\u202ex"])
+    def test_a_name_that_a_terminal_would_obey_is_refused(
+        self, name: str, folder: Path, place: Path, bundles: list[Path], tmp_path: Path
+    ) -> None:
+        named = renamed_bundle(bundles[0], tmp_path / "named", name)
+        with pytest.raises(InputRejected, match="without control characters") as caught:
+            publisher(place, folder).publish(named, "stable")
+        assert str(caught.value).isprintable()
+        assert not place.exists()
+
+
+class TestLyingStore:
+    """A place that says it has stored what it has not."""
+
+    class Lying(DirectoryStore):
+        def replace(self, name: str, content: bytes, tag: str) -> bool:
+            return True
+
+    def test_no_command_says_that_it_was_done(
+        self, folder: Path, place: Path, bundles: list[Path]
+    ) -> None:
+        for bundle in bundles[:2]:
+            publisher(place, folder).publish(bundle, "stable")
+        lying = publisher(self.Lying(place), folder)
+        memory = (folder / "published.json").read_bytes()
+        for command in (
+            lambda: lying.yank(2, "dangerous"),
+            lambda: lying.set_channel("beta", 1),
+            lambda: lying.renew(),
+            lambda: lying.publish(bundles[2], "stable"),
+            lambda: lying.publish(bundles[1], "stable"),
+        ):
+            with pytest.raises(RepositoryRejected, match="readers still find timestamp 2;"):
+                command()
+        assert (folder / "published.json").read_bytes() == memory
+        assert publisher(place, folder).yank(2, "dangerous")[1].yanked == "dangerous"
 
 
 def one_version(place: Path, folder: Path) -> tuple[int, int, int]:
@@ -597,6 +739,30 @@ class TestTampering:
             publisher(place, folder).renew()
         assert content(place) == before
 
+    @pytest.mark.parametrize("part", [Snapshot, Targets])
+    def test_a_part_of_another_version_than_it_is_named_by_is_refused(
+        self, part: Any, folder: Path, place: Path, bundles: list[Path]
+    ) -> None:
+        """Whoever has the online key renames what is genuine."""
+        one = publisher(place, folder)
+        one.publish(bundles[0], "stable")
+        one.publish(bundles[1], "stable")
+        metadata = place / "metadata"
+        if part is Targets:
+            renamed, named_by = "targets", metadata / "2.snapshot.json"
+        else:
+            renamed, named_by = "snapshot", metadata / "timestamp.json"
+        content = (metadata / f"1.{renamed}.json").read_bytes()
+        (metadata / f"9.{renamed}.json").write_bytes(content)
+        described = MetaFile(9, len(content), {"sha256": hashlib.sha256(content).hexdigest()})
+        sign_again(folder, named_by, {f"{renamed}.json": described})
+        if part is Targets:
+            content = named_by.read_bytes()
+            described = MetaFile(2, len(content), {"sha256": hashlib.sha256(content).hexdigest()})
+            sign_again(folder, metadata / "timestamp.json", {"snapshot.json": described})
+        with pytest.raises(RepositoryRejected, match="version 1 instead of 9"):
+            one.renew()
+
     def test_an_older_timestamp_put_back_is_noticed(
         self, folder: Path, place: Path, bundles: list[Path]
     ) -> None:
@@ -629,6 +795,20 @@ class TestTampering:
         shutil.copy(other / "2.root.json", place / "metadata")
         with pytest.raises(RootRejected, match="0 valid signatures by keys of root 1"):
             publisher(place, folder).renew()
+
+
+def sign_again(folder: Path, path: Path, meta: dict[str, MetaFile]) -> None:
+    """Have the online key sign other content of a snapshot or timestamp."""
+    metadata: Metadata[Any] = Metadata.from_file(str(path))
+    if isinstance(metadata.signed, Snapshot):
+        metadata.signed.meta = meta
+    else:
+        metadata.signed.snapshot_meta = meta["snapshot.json"]
+    [key] = read_chain(folder)[-1].keys("online")
+    signer = keys.private_key(folder, key, None)
+    assert signer is not None
+    metadata.sign(signer)
+    metadata.to_file(str(path))
 
 
 class TestLoss:
@@ -675,6 +855,26 @@ class TestLoss:
             reader.releases()
         publisher(place, folder, after_loss=5000).publish(bundles[0], "stable")
         assert len(reader.releases()) == 1
+
+    @pytest.mark.parametrize("number", [-5, -1, 10**30, 1_000_000_001])
+    def test_a_number_that_cannot_be_is_refused(
+        self, number: int, folder: Path, place: Path
+    ) -> None:
+        with pytest.raises(InputRejected, match="--after-loss"):
+            publisher(place, folder, after_loss=number)
+
+    def test_an_old_copy_is_noticed_by_whatever_name(
+        self, folder: Path, place: Path, bundles: list[Path], tmp_path: Path
+    ) -> None:
+        publisher(place, folder).publish(bundles[0], "stable")
+        old = shutil.copytree(place, tmp_path / "old")
+        publisher(place, folder).publish(bundles[1], "stable")
+        shutil.rmtree(place)
+        shutil.copytree(old, place)
+        (tmp_path / "link").symlink_to(place)
+        for way in (place, tmp_path / "link", old / ".." / place.name):
+            with pytest.raises(RepositoryRejected, match="older files"):
+                publisher(way, folder).publish(bundles[2], "stable")
 
     def test_an_old_copy_of_the_repository_is_continued(
         self, folder: Path, place: Path, bundles: list[Path], reader: Reader, tmp_path: Path
@@ -738,7 +938,7 @@ class TestCommands:
         assert cli.main(["yank", "2", "--reason", "confuses strengths"]) == 0
         said = capsys.readouterr()
         assert "stable runs release 1 (tiny)" in said.out
-        assert "beta has no release left" in said.err
+        assert "beta has no release left; devices that run a yanked one go back" in said.err
         assert cli.main(["renew"]) == 0
         assert cli.main(["releases", "--root", "keys/1.root.json", "--json"]) == 0
         told = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -754,6 +954,29 @@ class TestCommands:
         capsys.readouterr()
         assert cli.main(["publish", str(bundles[0]), "--channel", "beta", "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["channels"] == {"beta": 1}
+
+    def test_changes_as_json(self, bundles: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["publish", str(bundles[0]), "--channel", "beta"]) == 0
+
+        def told(*words: str) -> Any:
+            capsys.readouterr()
+            assert cli.main([*words, "--json"]) == 0
+            return json.loads(capsys.readouterr().out)
+
+        assert told("channel", "set", "stable", "1")["channels"] == {"beta": 1, "stable": 2}
+        assert told("yank", "1", "--reason", "confuses strengths")["yanked"] == "confuses strengths"
+        assert [one["number"] for one in told("renew")["releases"]] == [1]
+
+    def test_a_clock_that_is_wrong_is_said_and_repaired(
+        self, bundles: list[Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        future = NOW + timedelta(days=700)
+        ahead = publisher(Path("releases"), Path("keys"), passphrase=PASSPHRASE, now=lambda: future)
+        ahead.publish(bundles[0], "stable")
+        assert cli.main(["renew"]) == 1
+        assert "say so with --clock-is-right" in capsys.readouterr().err
+        assert cli.main(["renew", "--clock-is-right"]) == 0
+        assert cli.main(["renew"]) == 0
 
     def test_errors_say_what_to_do(
         self, bundles: list[Path], monkeypatch: pytest.MonkeyPatch,

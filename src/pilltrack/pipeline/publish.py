@@ -19,6 +19,9 @@ verify. Where they are lost, the root goes first: from then until the commit, re
 The key folder remembers the versions that it saw published (`published.json`). A repository that
 is older, or gone, is refused until a person says that it was lost; then all versions continue above
 what devices may have seen.
+
+Nothing is signed by a clock that does not fit what was signed last: it would be expired when it is
+written, or devices would wait for a day that is far away. Until a person says whose clock is right.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ from tuf.api.exceptions import DownloadError, DownloadHTTPError, RepositoryError
 from tuf.api.metadata import Metadata, MetaFile, Snapshot, TargetFile, Targets, Timestamp
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
-from pilltrack.core.bundle import MANIFEST_FILE, read_bundle
+from pilltrack.core.bundle import MANIFEST_FILE, Manifest, read_bundle
 from pilltrack.core.channels import (
     MAX_REASON_LENGTH,
     METADATA,
@@ -50,6 +53,7 @@ from pilltrack.core.channels import (
 )
 from pilltrack.core.errors import InputRejected, StageFailed
 from pilltrack.pipeline.keys import KeyMissing, adopt, private_key
+from pilltrack.pipeline.prove import private_copy, require_proven
 from pilltrack.pipeline.repository import (
     MAX_METADATA_BYTES,
     MAX_TIMESTAMP_BYTES,
@@ -76,12 +80,14 @@ from pilltrack.pipeline.roots import (
 from pilltrack.pipeline.store import Store
 
 log = logging.getLogger(__name__)
-MAX_FILE_BYTES = 1 << 40
 MAX_ROOTS = 256  # that a client follows at once
 MAX_NUMBERS_TAKEN = 10_000  # by publishers that died
 ATTEMPTS = 60
 MAX_PAUSE_S = 2.0
 JUMP = 1000  # above what was seen, where a repository was lost
+MAX_AFTER_LOSS = 1_000_000_000
+CLOCK_TOLERANCE = timedelta(days=1)  # as much as devices allow
+MAX_PAUSE = timedelta(days=90)  # after what was signed has ended; longer is a clock that is ahead
 EARLY = 1 / 3  # of its days before a signature ends it is renewed
 
 
@@ -90,7 +96,9 @@ class Publisher:
 
     `place` is the name under which the key folder remembers the repository. `after_loss` accepts a
     repository that is gone or older than it was, and continues `JUMP` above the versions that are
-    known, or above `after_loss` itself if that is more.
+    known, or above `after_loss` itself if that is more. `clock_is_right` accepts signatures that,
+    by this clock, were made in the future or ended long ago, and sets the times of releases that
+    have not come yet to now. `prove` raises for a bundle that devices would not run.
     """
 
     def __init__(
@@ -101,15 +109,26 @@ class Publisher:
         passphrase: bytes | None = None,
         place: str = "",
         after_loss: int | None = None,
+        clock_is_right: bool = False,
+        prove: Callable[[Path], None] = require_proven,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         sleep: Callable[[float], None] = time.sleep,
         draw: random.Random | None = None,
     ) -> None:
+        if after_loss is not None and not 0 <= after_loss <= MAX_AFTER_LOSS:
+            raise InputRejected(
+                "--after-loss",
+                found=str(after_loss),
+                expected=f"0 to {MAX_AFTER_LOSS}",
+                remedy="Take ten times the days since the first release.",
+            )
         self._store = store
         self._keys = keys
         self._passphrase = passphrase
         self._place = place or str(store)
         self._after_loss = after_loss
+        self._clock_is_right = clock_is_right
+        self._prove = prove
         self._now = now
         self._sleep = sleep
         self._draw = draw or random.Random()  # noqa: S311  only pauses
@@ -121,9 +140,24 @@ class Publisher:
         """Publish a bundle and assign it to a channel; `progress` is told of bytes as they arrive.
 
         The same bundle again is the same release, assigned anew. Raises BundleRejected for a
-        damaged bundle, InputRejected for one whose release was yanked.
+        damaged bundle, GateFailed for one that does not keep its promises, InputRejected for one
+        whose release was yanked or whose name is no text.
         """
-        manifest = read_bundle(bundle)
+        with private_copy(bundle) as copy:
+            manifest = read_bundle(copy)
+            if not manifest.name.isprintable():
+                raise InputRejected(
+                    str(bundle),
+                    found=f"the name {manifest.name!r:.200}",
+                    expected="a name without control characters",
+                    remedy="Correct package.name in params.yaml, and run `dvc repro`.",
+                )
+            self._prove(copy)
+            return self._published(copy, manifest, channel, progress)
+
+    def _published(
+        self, bundle: Path, manifest: Manifest, channel: Channel, progress: Callable[[int], None]
+    ) -> Release:
         files = {record.sha256: bundle / name for name, record in manifest.files.items()}
         described = TargetFile.from_file("", str(bundle / MANIFEST_FILE))
         digest = described.hashes["sha256"]
@@ -164,11 +198,11 @@ class Publisher:
         for a number that is none, or without a reason.
         """
         reason = " ".join(reason.split())
-        if not 1 <= len(reason) <= MAX_REASON_LENGTH:
+        if not 1 <= len(reason) <= MAX_REASON_LENGTH or not reason.isprintable():
             raise InputRejected(
                 "--reason",
-                found=f"{len(reason)} characters",
-                expected=f"1 to {MAX_REASON_LENGTH}",
+                found=f"{len(reason)} characters: {reason!r:.60}",
+                expected=f"1 to {MAX_REASON_LENGTH}, none of them a control character",
                 remedy="Say in a sentence why no device shall run it; devices keep it.",
             )
 
@@ -200,8 +234,12 @@ class Publisher:
         for attempt in range(ATTEMPTS):
             found, chain, floor = self._read(chain)
             self._require_valid(chain[-1])
+            self._require_clock(found, chain)
             after = change(found.files, floor) if change else found.files
-            signers = self._signers(found, chain, is_changed=change is not None)
+            if self._clock_is_right:
+                after = _until(after, self._now())
+            is_changed = change is not None or after != found.files
+            signers = self._signers(found, chain, is_changed=is_changed)
             if attempt == 0:
                 for sha256, path in files.items():
                     self._upload(sha256, path)
@@ -212,8 +250,8 @@ class Publisher:
             if self._commit(found, timestamp):
                 if signers.of_readers_root_too:
                     self._spread(chain, found)
+                self._confirm(chain, files, written.seen.timestamp)
                 self._note(written, chain)
-                self._confirm(chain, files)
                 return written.releases
             pause_s = min(MAX_PAUSE_S, 0.05 * 2**attempt) * self._draw.random()
             log.debug("another publisher was faster; again in %.2f s", pause_s)
@@ -276,6 +314,24 @@ class Publisher:
                 expected="a root that has not ended",
                 remedy="Run `pilltrack keys renew`, and have enough root keys sign.",
             )
+
+    def _require_clock(self, found: Repository, chain: list[SignedRoot]) -> None:
+        """Raise StageFailed for a clock that what was signed last contradicts."""
+        if found.timestamp is None or self._clock_is_right:
+            return
+        now, until = self._now(), found.timestamp.expires
+        # Whichever root said for how long it holds: it was not signed before that.
+        signed = until - timedelta(days=max(root.days.online for root in chain))
+        if signed - CLOCK_TOLERANCE <= now <= until + MAX_PAUSE:
+            return
+        raise StageFailed(
+            "this machine's clock",
+            found=f"{now:%Y-%m-%d %H:%M} UTC",
+            expected=f"a time that fits what was signed last, from {signed:%Y-%m-%d} "
+            f"until {until:%Y-%m-%d}",
+            remedy="Set the clock. If it is right, the clock of who signed last was wrong, or "
+            "nobody signed for long: say so with --clock-is-right (docs/fleet.md).",
+        )
 
     def _signers(self, found: Repository, chain: list[SignedRoot], *, is_changed: bool) -> _Signers:
         """Open the keys that have to sign; raises KeyMissing."""
@@ -433,8 +489,8 @@ class Publisher:
             is_done = self._store.replace(TIMESTAMP, timestamp, found.tag)
         return is_done or self._store.read(TIMESTAMP, MAX_TIMESTAMP_BYTES) == timestamp
 
-    def _confirm(self, chain: list[SignedRoot], files: Iterable[str]) -> None:
-        """Follow from the oldest root that is known here as a device does."""
+    def _confirm(self, chain: list[SignedRoot], files: Iterable[str], version: int) -> None:
+        """Follow from the oldest root known here as a device does, to this timestamp or a later."""
         with tempfile.TemporaryDirectory(prefix="pilltrack-reader-") as directory:
             try:
                 reader = Updater(
@@ -448,6 +504,8 @@ class Publisher:
                 )
                 reader.refresh()
                 missing = [path for path in files if reader.get_targetinfo(path) is None]
+                kept = Path(directory) / "timestamp.json"
+                found = Metadata[Timestamp].from_file(str(kept)).signed.version
             except (RepositoryError, DownloadError) as error:
                 raise RepositoryRejected(
                     str(self._store),
@@ -455,6 +513,14 @@ class Publisher:
                     expected="what was written",
                     remedy="Find out who else writes there, and publish again.",
                 ) from error
+        if found < version:
+            raise RepositoryRejected(
+                str(self._store),
+                found=f"written, but readers still find timestamp {found}",
+                expected=f"timestamp {version}",
+                remedy="It says that it stores what it does not, or a cache answers for it: ask "
+                "who runs it. Devices know nothing of this change.",
+            )
         if missing:
             raise RepositoryRejected(
                 str(self._store),
@@ -529,6 +595,15 @@ def _assigned(files: TargetFiles, release: Release, channel: Channel, floor: See
     return _with(
         files, release.model_copy(update={"channels": {**release.channels, channel: turn}})
     )
+
+
+def _until(files: TargetFiles, now: datetime) -> TargetFiles:
+    """The targets, and every release's time that has not come yet set to now."""
+    for release in releases_among(files):
+        if release.time > now:
+            time = now.replace(microsecond=0)
+            files = _with(files, release.model_copy(update={"time": time}))
+    return files
 
 
 def _with(files: TargetFiles, release: Release) -> TargetFiles:
