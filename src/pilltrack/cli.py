@@ -877,11 +877,20 @@ def _update_join(arguments: argparse.Namespace) -> int:
             watch_s=arguments.watch_s,
         )
     except (ValidationError, ValueError, OverflowError) as error:
+        options = {"url": "--from", "interval_s": "--every-hours", "watch_s": "--watch-s",
+                   "bytes_per_s": "--max-kb-per-s", "max_frame_ms": "--max-frame-ms"}  # fmt: skip
         first = error.errors()[0] if isinstance(error, ValidationError) else None
+        option = "--every-hours" if first is None else options[str(first["loc"][0])]
+        ranges = {
+            "--from": "https://... or http://... without a login, or a directory",
+            "--every-hours": "one minute to 30 days",
+            "--max-frame-ms": "a number above 0",
+            "--watch-s": "at most 7 days",
+        }
         raise InputRejected(
-            "update join" if first is None else str(first["loc"][0]),
-            found=str(error) if first is None else repr(first["input"]),
-            expected="a value in range" if first is None else first["msg"],
+            option,
+            found=str(getattr(arguments, option[2:].replace("-", "_"), arguments.url)),
+            expected=ranges.get(option, "a number from 0"),
             remedy="See `pilltrack update join --help`.",
         ) from error
     join(_slots(arguments), source, arguments.root.read_bytes())
@@ -893,7 +902,7 @@ def _update_now(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from pilltrack.edge.follow import update_apart
-    from pilltrack.edge.slots import utc_now
+    from pilltrack.edge.happenings import utc_now
     from pilltrack.edge.updater import as_json, source_of
 
     slots, home = _slots(arguments), _home(arguments)
@@ -907,6 +916,7 @@ def _update_now(arguments: argparse.Namespace) -> int:
         )
     if arguments.retry:
         slots.forgive()
+    before = slots.slot(slots.state().active)
     with tqdm(desc="update", unit="B", unit_scale=True, leave=False, disable=None) as bar:
         outcome = update_apart(
             slots, source, home, utc_now(), only_ask=arguments.only_ask, progress=bar.update
@@ -924,7 +934,9 @@ def _update_now(arguments: argparse.Namespace) -> int:
         print(what[outcome.kind])
     else:
         print(" ".join(f"{outcome.kind} {called}".split()) + f": {outcome.reason}")
-        _say(f"{outcome.detail}. The bundle that was active stays active.")
+        active = slots.slot(slots.state().active)
+        stays = "stays active" if active == before else "is active now"
+        _say(f"{outcome.detail}. {active} {stays}.")
     return 0 if outcome.kind in ("switched", "current", "available") else 1
 
 

@@ -14,17 +14,23 @@ from pathlib import Path
 import httpx
 import pytest
 
+from pilltrack.core.errors import StageFailed
 from pilltrack.edge import follow
 from pilltrack.edge.follow import Follower, Following, Timer
+from pilltrack.edge.happenings import Happening, utc_now
 from pilltrack.edge.service import Service
 from pilltrack.edge.settings import Settings
-from pilltrack.edge.slots import Happening, Slots, digest_of_manifest
+from pilltrack.edge.slots import Slots, digest_of_manifest
 from pilltrack.edge.updater import Outcome, UpdateSource, join
 from tests.edge.conftest import red
 from tests.edge.fleet import fleet, make_bundles
 from tests.edge.server import as_png, serving
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
+
+
+def home_is_damaged() -> StageFailed:
+    return StageFailed("crops/1.png", found="missing", expected="a photo", remedy="Add it.")
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +41,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture
 def slots(tmp_path: Path, bundles: list[Path]) -> Slots:
     slots = Slots(tmp_path / "home", bundles[0])
+    slots.begin()
     for bundle in bundles[1:]:
         shutil.copytree(bundle, slots.slot(digest_of_manifest(bundle)))
     return slots
@@ -97,8 +104,83 @@ def test_a_bundle_that_cannot_be_opened_is_given_up(
     follower.step()
     assert pills(follower) == ["pill-0"]
     assert slots.state().active is None
-    assert slots.state().refuses(digests[0]) == "cannot be opened"
+    assert slots.state().refuses(digests[0], utc_now()) == "cannot be opened"
     assert told[-1].kind == "rolled back"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), home_is_damaged()])
+def test_what_is_not_the_bundles_fault_does_not_condemn_it(
+    error: Exception, follower: Follower, slots: Slots, digests: list[str],
+    monkeypatch: pytest.MonkeyPatch, clock: Clock,
+) -> None:  # fmt: skip
+    slots.switch(digests[0], NOW)
+    tries = []
+
+    def failing(*_: object) -> None:
+        tries.append(1)
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pilltrack.edge.service.open_identifier", failing)
+        for _ in range(5):
+            follower.step()
+            clock.now_s += 1000.0
+    assert len(tries) == 1
+    assert (slots.state().active, slots.state().trial) == (None, None)
+    assert slots.state().refuses(digests[0], utc_now()) == ""
+    slots.switch(digests[0], NOW)  # the next update does
+    follower.step()
+    assert pills(follower) == ["pill-1"]
+
+
+def test_only_what_is_open_is_confirmed(
+    follower: Follower, slots: Slots, digests: list[str], clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A disk on which the way back cannot be written, and an update that tries once more."""
+    slots.switch(digests[0], NOW)
+
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pilltrack.edge.service.open_identifier", failing)
+        patch.setattr(slots, "roll_back", failing)
+        with pytest.raises(OSError, match="No space"):
+            follower.step()
+        clock.now_s = 10_000.0
+        with pytest.raises(OSError, match="No space"):
+            follower.step()
+    assert slots.state().trial is not None
+    assert pills(follower) == ["pill-0"]
+    follower.step()
+    assert pills(follower) == ["pill-1"]
+    assert slots.state().trial is not None
+
+
+def test_a_watch_goes_on_after_a_restart(
+    follower: Follower, slots: Slots, digests: list[str], clock: Clock, service: Service
+) -> None:
+    slots.switch(digests[0], NOW)
+    slots.start()
+    follower.step()
+    clock.now_s = 31.0
+    follower.step()
+    trial = slots.state().trial
+    assert trial is not None
+    assert (trial.starts, trial.watched_s) == (0, 31.0)
+    clock.now_s = 40.0
+    follower.close()
+    trial = slots.state().trial
+    assert trial is not None
+    assert trial.watched_s == 40.0
+    again = Follower(service, slots, clock=lambda: clock.now_s)
+    clock.now_s = 599.0
+    again.step()
+    assert slots.state().trial is not None
+    clock.now_s = 600.0
+    again.step()
+    assert slots.state().trial is None
 
 
 def test_looks_that_fail_lead_back(
@@ -139,7 +221,7 @@ def test_looks_that_take_too_long_lead_back(
         follower.service.health.looked(51.0)
     follower.step()
     assert slots.state().active is None
-    assert "a frame takes 51 ms" in slots.happenings(1)[0].detail
+    assert "a look takes 51 ms" in slots.happenings(1)[0].detail
 
 
 def test_a_bundle_that_breaks_its_promises_while_nobody_looks_is_given_up(
@@ -199,9 +281,25 @@ def test_the_timer_waits_longer_after_each_failure_and_asks_nobody_when_it_follo
     assert 1800 <= timer.look() <= 5400
 
 
-def test_a_device_serves_on_when_its_updates_break(
-    follower: Follower, slots: Slots, monkeypatch: pytest.MonkeyPatch
+def test_a_damaged_source_is_complained_of_once_and_nothing_stops(
+    slots: Slots, follower: Follower, digests: list[str], clock: Clock
 ) -> None:
+    timer = Timer(slots, slots.root.parent, random.Random(0))
+    (slots.root / "source.json").write_text('{"url": null}')
+    slots.switch(digests[0], NOW)
+    follower.step()
+    for _ in range(3):
+        assert timer.look() == follow.NOBODY_S
+    assert [h.reason for h in slots.happenings(9)] == ["published", "source is damaged"]
+    clock.now_s = 601.0
+    follower.step()
+    assert slots.state().trial is None
+
+
+def test_a_device_serves_on_when_its_updates_break(
+    follower: Follower, slots: Slots, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     monkeypatch.setattr(follow, "STEP_S", 0.01)
     steps = threading.Semaphore(0)
 
@@ -211,9 +309,11 @@ def test_a_device_serves_on_when_its_updates_break(
 
     monkeypatch.setattr(follower, "step", broken)
     following = Following(follower, Timer(slots, slots.root.parent, random.Random(0)))
-    for _ in range(3):
+    for _ in range(5):
         assert steps.acquire(timeout=10)
     following.close()
+    assert [record.exc_text for record in caplog.records].count(None) == 0
+    assert len(caplog.records) == 1  # the same error is said once
 
 
 def test_no_request_is_dropped_while_updates_come_and_go(

@@ -7,11 +7,13 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pilltrack.core.errors import BundleRejected
+from pilltrack.core.identify import Identifier, open_identifier
 from pilltrack.edge.prescription import Expected
 from pilltrack.edge.record import DecisionRecord, gallery_digest
 from pilltrack.edge.service import Service
@@ -105,6 +107,40 @@ def test_what_was_enrolled_here_is_known_with_another_bundle_too(
     recorded = service.history(1)[0].record
     assert isinstance(recorded, DecisionRecord)
     assert recorded.gallery == gallery_digest(service.identifier.gallery)
+
+
+def test_what_is_enrolled_or_forgotten_while_a_bundle_opens_is_so_in_it(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nobody waits for the opening."""
+    enrol(service, "old", noise(8))
+
+    def slowly(*arguments: Any) -> Identifier:
+        identifier = open_identifier(*arguments)
+        enrol(service, "mine", noise(7))
+        service.forget("old")
+        service.check(red(), [Expected("red-pill", 1)], NOW)
+        return identifier
+
+    monkeypatch.setattr("pilltrack.edge.service.open_identifier", slowly)
+    service.change(tiny_bundle(tmp_path, "blue-pill", red()))
+    assert service.identifier.gallery.pills() == ["blue-pill", "mine"]
+    [pill] = service.look(noise(7), is_crop=True).pills
+    assert pill.decision.candidates[0].pill == "mine"
+
+
+def test_a_bundle_is_as_slow_as_the_one_before_with_the_photos_of_this_place(
+    service: Service, tmp_path: Path
+) -> None:
+    for _ in range(20):
+        service.health.looked(2000.0)
+    service.change(tiny_bundle(tmp_path, "blue-pill", red()))
+    for _ in range(20):
+        service.health.looked(5900.0)
+    assert service.health.fault(1000.0) == ""
+    for _ in range(50):
+        service.health.looked(6100.0)
+    assert service.health.fault(1000.0) == "a look takes 6100 ms, expected at most 6000 ms"
 
 
 def test_a_bundle_that_cannot_be_opened_leaves_the_old_one(

@@ -48,7 +48,7 @@ def test_from_joining_to_going_back(joined: Fleet, capsys: Captured) -> None:
     assert run(joined, "now") == 1
     said = capsys.readouterr()
     assert said.out.startswith("failed: no answer\n")  # there is nothing yet
-    assert "The bundle that was active stays active." in said.err
+    assert f"{STARTER_BUNDLE} stays active." in said.err
     joined.publish(1)
     assert run(joined, "check") == 0
     assert capsys.readouterr().out == "release 1 (tiny) can be had: `pilltrack update now`\n"
@@ -108,11 +108,13 @@ def test_commands_use_the_bundle_that_is_active(joined: Fleet, capsys: Captured)
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (["--from", "ftp://pills.example.org"], "url: 'ftp://pills.example.org'"),
-        (["--from", "https://ann:secret@pills.example.org"], "expected"),
-        (["--every-hours", "0.001"], "interval_s: 4"),
-        (["--every-hours", "nan"], "update join"),
-        (["--max-frame-ms", "-1"], "max_frame_ms"),
+        (["--from", "ftp://pills.example.org"], "--from: ftp://pills.example.org; expected https"),
+        (["--from", "https://ann:secret@pills.example.org"], "without a login"),
+        (["--every-hours", "0.001"], "--every-hours: 0.001; expected one minute to 30 days"),
+        (["--every-hours", "nan"], "--every-hours: nan; expected"),
+        (["--max-frame-ms", "-1"], "--max-frame-ms: -1.0; expected a number above 0"),
+        (["--max-frame-ms", "inf"], "--max-frame-ms: inf; expected a number above 0"),
+        (["--watch-s", "1000000"], "--watch-s: 1000000; expected at most 7 days"),
     ],
 )
 def test_what_cannot_be_followed_is_refused(

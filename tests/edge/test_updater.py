@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import threading
 from collections import namedtuple
 from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from pilltrack.core.bundle import FileRecord, read_bundle
 from pilltrack.core.errors import InputRejected, StageFailed
 from pilltrack.core.local import LocalReferences
+from pilltrack.core.probes import read_probes, save_probes
 from pilltrack.edge import fetch, updater
 from pilltrack.edge.selftest import SelfTest, self_test_apart
 from pilltrack.edge.slots import digest_of_manifest, locked
@@ -28,6 +35,7 @@ from tests.edge.fleet import Fleet, fleet, make_bundles, make_keys, now
 from tests.tiny_bundle import tiny_bundle
 
 Usage = namedtuple("Usage", "total used free")
+Listed = namedtuple("Listed", "files name")
 
 
 @pytest.fixture(scope="module")
@@ -194,8 +202,7 @@ def test_a_model_and_a_gallery_that_the_publisher_mixed_up(
     manifest = json.loads((mixed / "manifest.json").read_bytes())
     manifest["space"] = "0" * 64
     (mixed / "manifest.json").write_text(json.dumps(manifest))
-    monkeypatch.setattr("pilltrack.pipeline.publish.read_bundle", _unchecked)
-    served.publisher().publish(mixed, "stable")
+    publish_unchecked(served, mixed, monkeypatch)
     keeps_serving(served, "bundle rejected", "embedding space", kind="refused")
 
 
@@ -204,8 +211,7 @@ def test_a_bundle_of_a_newer_format(served: Fleet, monkeypatch: pytest.MonkeyPat
     shutil.copytree(served.bundles[2], newer)
     manifest = json.loads((newer / "manifest.json").read_bytes())
     (newer / "manifest.json").write_text(json.dumps({**manifest, "format": 99, "new": 1}))
-    monkeypatch.setattr("pilltrack.pipeline.publish.read_bundle", _unchecked)
-    served.publisher().publish(newer, "stable")
+    publish_unchecked(served, newer, monkeypatch)
     served.files.asked.clear()
     keeps_serving(served, "needs a newer PillTrack", "format 99", kind="refused")
     assert len(served.files.fetched()) == 1
@@ -225,9 +231,7 @@ def test_an_old_signed_release_forced_again(fleet_: Fleet) -> None:
 def test_old_metadata_under_a_new_timestamp(role: str, served: Fleet) -> None:
     for path in (served.releases / "metadata").glob(f"2.{role}.json"):
         shutil.copyfile(path.with_name(f"1.{role}.json"), path)
-    outcome = served.update()
-    assert outcome.kind == "failed"
-    assert served.active() == "pill-1"
+    keeps_serving(served, "damaged")
 
 
 def test_a_frozen_timestamp_is_noticed_once_it_ends(
@@ -345,6 +349,7 @@ def test_a_clock_that_is_years_behind(years: int, served: Fleet) -> None:
     outcome = served.update(time=wrong)
     assert (outcome.kind, outcome.reason) == ("failed", "clock is wrong")
     assert "set the clock" in outcome.detail
+    assert served.last() == ("failed", "clock is wrong")
     assert served.active() == "pill-1"
     assert served.update().kind == "switched"
 
@@ -376,8 +381,27 @@ def test_a_bundle_that_fails_its_self_test_is_tried_twice_and_no_more(served: Fl
     assert served.update().kind == "switched"
 
 
-def test_a_model_that_promises_what_it_does_not_keep_never_serves(served: Fleet) -> None:
+def test_a_bundle_that_promises_what_it_does_not_keep_never_serves(
+    served: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The real self-test, in a process of its own."""
+    served.self_test = lambda slot: self_test_apart(slot, served.home, 60_000.0)
+    false = served.directory / "false"
+    shutil.copytree(served.bundles[2], false)
+    probes = read_probes(false / "probes.safetensors")
+    save_probes(replace(probes, embeddings=-probes.embeddings), false / "probes.safetensors")
+    manifest = json.loads((false / "manifest.json").read_bytes())
+    content = (false / "probes.safetensors").read_bytes()
+    manifest["files"]["probes.safetensors"] = {
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    (false / "manifest.json").write_text(json.dumps(manifest))
+    served.publisher().publish(false, "stable")
+    keeps_serving(served, "self-test failed", "probe 1", kind="refused")
+
+
+def test_a_bundle_that_is_too_slow_here_never_serves(served: Fleet) -> None:
     served.self_test = lambda slot: self_test_apart(slot, served.home, 0.000001)
     keeps_serving(served, "self-test failed", "at most 1e-06 allowed", kind="refused")
     served.self_test = lambda slot: self_test_apart(slot, served.home, 60_000.0)
@@ -398,13 +422,14 @@ def test_a_pill_of_this_device_that_looks_like_one_of_the_new_bundle_is_on_recor
         assert local.pills() == {"mine": 1}
 
 
-def test_joining_waits_for_no_update(served: Fleet) -> None:
-    with (
-        locked(served.slots.root / "update.lock"),
-        pytest.raises(StageFailed, match="another update is running"),
-    ):
+def test_joining_waits_for_an_update_and_leaving_does_not(served: Fleet) -> None:
+    root = (served.directory / "keys" / "1.root.json").read_bytes()
+    with locked(served.slots.root / "update.lock"):
+        with pytest.raises(StageFailed, match="another update is running"):
+            join(served.slots, UpdateSource(url="https://other.example.org"), root)
+        assert source_of(served.slots) is not None
         leave(served.slots)
-    assert source_of(served.slots) == served.source
+    assert source_of(served.slots) is None
 
 
 def test_a_corrupt_current_slot_is_left_at_start_and_fetched_again(served: Fleet) -> None:
@@ -434,6 +459,7 @@ def test_two_updates_at_once_are_one(served: Fleet) -> None:
     assert begun.wait(20)
     second = served.update()
     assert (second.kind, second.reason) == ("failed", "another update is running")
+    assert served.last() == ("failed", "another update is running")
     go_on.set()
     first.join()
     assert outcomes == ["switched"]
@@ -462,6 +488,112 @@ def test_what_is_no_root_is_not_joined(made_wrong: bytes, fleet_: Fleet) -> None
     with pytest.raises(InputRejected, match=r"root"):
         join(fleet_.slots, UpdateSource(url="https://other.example.org"), made_wrong)
     assert source_of(fleet_.slots) == before
+
+
+def test_a_damaged_home_is_no_fault_of_the_bundle(served: Fleet) -> None:
+    def failing(_: Path) -> SelfTest:
+        return SelfTest(passed=False, failures=("a photo is missing",), of_home=True)
+
+    really, served.self_test = served.self_test, failing
+    for _ in range(3):
+        keeps_serving(served, "home is damaged", "a photo is missing")
+    served.self_test = really
+    assert served.update().kind == "switched"
+
+
+def test_a_yanked_bundle_is_left_though_the_one_that_follows_it_is_refused(
+    served: Fleet,
+) -> None:
+    served.slots.refuse(digest_of_manifest(served.bundles[2]), "bad")
+    served.slots.refuse(digest_of_manifest(served.bundles[2]), "bad")
+    served.publisher().yank(1, "names the wrong pill")
+    assert served.update().kind == "refused"
+    assert served.active() == "pill-0"
+    assert served.last() == ("rolled back", "yanked")
+
+
+def test_a_release_from_the_future_can_be_yanked(served: Fleet) -> None:
+    """A publisher whose clock was wrong: the fleet must not be lost for it."""
+    wrong = now() + timedelta(days=20)
+    served.clock = lambda: wrong
+    served.publish(3)
+    assert served.update().reason == "clock is wrong"
+    served.publisher().yank(3, "published with a wrong clock")
+    assert served.update().kind == "switched"
+    assert served.active() == "pill-2"
+
+
+def test_downloads_of_refused_releases_do_not_pile_up(served: Fleet, tmp_path: Path) -> None:
+    served.self_test = lambda _: SelfTest(passed=False, failures=("bad",))
+    sizes = []
+    for number in range(3):
+        (tmp_path / str(number)).mkdir()
+        pill = tiny_bundle(tmp_path / str(number), f"another-{number}", red())
+        served.publisher().publish(pill, "stable")
+        assert served.update().reason == "self-test failed"
+        sizes.append(sum(1 for _ in (served.slots.root / "files").iterdir()))
+    assert sizes[-1] <= sizes[0] + 1
+
+
+def test_embeddings_of_spaces_that_no_bundle_here_has_are_forgotten(served: Fleet) -> None:
+    with LocalReferences(served.home) as local:
+        local.add("mine", [("mine.png", red())], "front")
+        digest = local.kept()[0].crop
+        local.remember("0" * 64, [digest], np.zeros((1, 8), np.float32))
+    assert spaces_of(served.home) == {"0" * 64}
+    assert served.update().kind == "switched"
+    assert spaces_of(served.home) == {read_bundle(served.bundles[2]).space}
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_root_that_its_own_keys_have_not_signed_is_not_joined(
+    signed: bool, served: Fleet
+) -> None:
+    root = json.loads((served.directory / "keys" / "1.root.json").read_bytes())
+    if not signed:
+        root["signatures"] = []
+    else:
+        root["signed"]["expires"] = "2099-01-01T00:00:00Z"
+    with pytest.raises(InputRejected, match="signed by its own keys"):
+        join(served.slots, served.source, json.dumps(root).encode())
+
+
+def test_another_publisher_may_begin_at_lower_versions(served: Fleet, tmp_path: Path) -> None:
+    for _ in range(3):
+        served.publisher().renew()
+    served.update()
+    (tmp_path / "other").mkdir()
+    with fleet(tmp_path / "other", served.bundles) as other:
+        other.publish(3)
+        root = (other.directory / "keys" / "1.root.json").read_bytes()
+        join(served.slots, other.source, root)
+        served.source = other.source
+        assert served.update().kind == "switched"
+    assert served.active() == "pill-3"
+
+
+def test_what_lies_among_the_metadata_is_no_anchor_of_trust(served: Fleet, tmp_path: Path) -> None:
+    (tmp_path / "evil").mkdir()
+    with fleet(tmp_path / "evil", served.bundles) as evil:
+        evil.publish(3)
+        served.put_back(evil.save_releases("copy"))
+        root = (evil.directory / "keys" / "1.root.json").read_bytes()
+    for path in (served.slots.root / "metadata").rglob("*.json"):
+        path.unlink()
+    (served.slots.root / "metadata" / "root.json").write_bytes(root)
+    (served.slots.root / "metadata" / "root_history" / "1.root.json").write_bytes(root)
+    keeps_serving(served, "not signed by whom this device trusts")
+
+
+def test_a_manifest_or_a_file_that_no_device_can_hold_is_not_fetched(
+    served: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(updater, "MAX_MANIFEST_BYTES", 100)
+        keeps_serving(served, "too long", "a manifest of", kind="refused")
+    with monkeypatch.context() as patch:
+        patch.setattr(updater, "MAX_FILE_BYTES", 100)
+        keeps_serving(served, "too long", "a file of more than", kind="refused")
 
 
 def test_leaving_keeps_the_bundle(served: Fleet) -> None:
@@ -495,11 +627,17 @@ def set_clock(patch: pytest.MonkeyPatch, time: datetime) -> None:
     patch.setattr(theirs.datetime, "datetime", Clock)
 
 
-def _unchecked(bundle: Path) -> object:
-    """What `read_bundle` says, of a bundle that it would refuse."""
-    from pilltrack.core.bundle import FileRecord
-
+def publish_unchecked(served: Fleet, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Publish what no publisher would: his tools do not look at it."""
     content = json.loads((bundle / "manifest.json").read_bytes())
-    record = namedtuple("record", "files name")
     files = {name: FileRecord(**file) for name, file in content["files"].items()}
-    return record(files, content["name"])
+    manifest = Listed(files, content["name"])
+    with monkeypatch.context() as patch:
+        patch.setattr("pilltrack.pipeline.publish.read_bundle", lambda _: manifest)
+        patch.setattr("pilltrack.pipeline.publish.private_copy", nullcontext)
+        served.publisher().publish(bundle, "stable")
+
+
+def spaces_of(home: Path) -> set[str]:
+    with sqlite3.connect(home / "references.sqlite") as database:
+        return {space for (space,) in database.execute("SELECT space FROM embedding")}

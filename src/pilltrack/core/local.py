@@ -17,7 +17,7 @@ import hashlib
 import io
 import os
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -255,6 +255,13 @@ class LocalReferences:
         if not (np.abs(lengths - 1) <= UNIT_TOLERANCE).all():
             raise _damaged(self._database, "an embedding that is not of unit length")
         return [Reference(*row[:3]) for row in rows], embeddings.astype(np.float32)
+
+    def keep_spaces(self, spaces: Collection[str]) -> None:
+        """Forget embeddings of all other spaces; the photos from which they are made stay."""
+        with self._data.transaction():
+            found = {space for (space,) in self._data.rows("SELECT DISTINCT space FROM embedding")}
+            for space in found.difference(spaces):
+                self._data.connection.execute("DELETE FROM embedding WHERE space = ?", (space,))
 
     def close(self) -> None:
         """Release the database. Harmless when repeated."""

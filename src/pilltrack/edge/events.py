@@ -16,7 +16,7 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from pilltrack.edge.answers import CheckLine, PillAnswer
-from pilltrack.edge.slots import Kind
+from pilltrack.edge.happenings import Kind
 
 
 class _Event(BaseModel):

@@ -18,12 +18,13 @@ from functools import partial
 from pathlib import Path
 
 from pilltrack.core.bundle import PROBES_FILE
-from pilltrack.core.errors import PillTrackError
+from pilltrack.core.errors import PillTrackError, StageFailed
 from pilltrack.core.probes import broken_promises, read_probes
 from pilltrack.edge.fetch import Fetcher
+from pilltrack.edge.happenings import Happening, utc_now
 from pilltrack.edge.selftest import self_test_apart
 from pilltrack.edge.service import Service
-from pilltrack.edge.slots import Happening, Slots, utc_now
+from pilltrack.edge.slots import Slots, State
 from pilltrack.edge.updater import Outcome, UpdateSource, source_of, update
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 STEP_S = 1.0
 FIRST_LOOK_S = 300.0  # at most, after a start
 RETRY_S = 60.0
+SURVIVED_S = 30.0  # of serving, after which a crash is not taken for the bundle's
 NOBODY_S = 60.0  # until it is asked again whether there is somebody to follow
 MAX_TOLD = 100  # happenings, at once
 
@@ -46,54 +48,71 @@ class Follower:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.service, self.slots, self._tell, self._clock = service, slots, tell, clock
-        self._watched: str | None = None  # the slot on trial
-        self._unopened: Path | None = None
-        self._since_s = 0.0
+        self._seen_s = clock()  # until then the open bundle is known to have served
+        self._given_up: State | None = None
         self._told = slots.happenings(1)
 
     def step(self) -> None:
         """Open what is active, and settle its trial if it can be settled."""
         state = self.slots.state()
         bundle = self.slots.slot(state.active)
-        if bundle not in (self.service.bundle, self._unopened):
+        if bundle != self.service.bundle and state != self._given_up:
             try:
                 self.service.change(bundle)
+                self._seen_s = self._clock()
             except (PillTrackError, OSError, RuntimeError, ValueError) as error:
-                self._give_up(state.active, "cannot be opened", str(error))
-                self._unopened = bundle  # what is open stays open
-                return
-            self._watched = self._unopened = None
-        if state.trial is not None and state.active is not None:
-            self._watch(state.active)
+                # A disk that fails, or a damaged home, is not the bundle's fault.
+                again = isinstance(error, OSError | StageFailed)
+                self._give_up(state.active, "cannot be opened", str(error), again=again)
+                self._given_up = self.slots.state()  # what is open stays open until it changes
+        elif bundle == self.service.bundle and state.trial and state.active is not None:
+            self._watch(state.active, state.trial.watched_s)
         self._tell_all()
 
-    def _watch(self, manifest: str) -> None:
-        if self._watched != manifest:
-            self._watched, self._since_s = manifest, self._clock()
-        settings = source_of(self.slots) or UpdateSource(url="/")
+    def close(self) -> None:
+        """An end in order is no harm that a bundle does."""
+        state = self.slots.state()
+        if state.trial and self.slots.slot(state.active) == self.service.bundle:
+            self.slots.survived(state.active, self._clock() - self._seen_s)
+
+    def _watch(self, manifest: str, watched_s: float) -> None:
+        settings, now_s = self._settings(), self._clock()
         if fault := self.service.health.fault(settings.max_frame_ms):
             self._give_up(manifest, "failed its watch", fault)
-        elif self._clock() - self._since_s >= settings.watch_s:
-            # Perhaps nobody looked meanwhile, and no look says what it should have been.
-            identifier = self.service.identifier
-            broken = broken_promises(
-                read_probes(self.service.bundle / PROBES_FILE),
-                locator=identifier.locator,
-                embedder=identifier.embedder,
-                gallery=identifier.gallery.bundled,
-                rule=identifier.calibration,
-            )
-            if broken:
-                self._give_up(manifest, "failed its watch", "; ".join(broken))
-            else:
-                self.slots.confirm(manifest)
+            return
+        since_s = now_s - self._seen_s
+        if watched_s + since_s < settings.watch_s:
+            if since_s >= SURVIVED_S:
+                self.slots.survived(manifest, since_s)
+                self._seen_s = now_s
+            return
+        # Perhaps nobody looked meanwhile, and no look says what it should have been.
+        identifier = self.service.identifier
+        broken = broken_promises(
+            read_probes(self.service.bundle / PROBES_FILE),
+            locator=identifier.locator,
+            embedder=identifier.embedder,
+            gallery=identifier.gallery.bundled,
+            rule=identifier.calibration,
+        )
+        if broken:
+            self._give_up(manifest, "failed its watch", "; ".join(broken))
+        else:
+            self.slots.confirm(manifest)
 
-    def _give_up(self, manifest: str | None, reason: str, detail: str) -> None:
+    def _settings(self) -> UpdateSource:
+        try:
+            return source_of(self.slots) or UpdateSource(url="/")
+        except StageFailed:  # the timer complains
+            return UpdateSource(url="/")
+
+    def _give_up(
+        self, manifest: str | None, reason: str, detail: str, *, again: bool = False
+    ) -> None:
         if manifest is None:
             self.slots.record("failed", reason, None, detail)
         else:
-            self.slots.roll_back(manifest, reason, detail)
-        self._tell_all()
+            self.slots.roll_back(manifest, reason, detail, again=again)
 
     def _tell_all(self) -> None:
         new = self.slots.happenings(MAX_TOLD)
@@ -117,7 +136,13 @@ class Timer:
 
     def look(self, now: Callable[[], datetime] = utc_now) -> float:
         """Update if there is somebody to follow; seconds until the next look."""
-        source = source_of(self.slots)
+        try:
+            source = source_of(self.slots)
+        except StageFailed as error:
+            last = self.slots.happenings(1)
+            if not last or last[0].reason != "source is damaged":
+                self.slots.record("failed", "source is damaged", None, str(error))
+            return NOBODY_S
         if source is None:
             return NOBODY_S
         outcome = update_apart(self.slots, source, self.home, now())
@@ -159,9 +184,9 @@ class Following:
     """Follower and timer in two threads, until `close`."""
 
     def __init__(self, follower: Follower, timer: Timer) -> None:
-        self._over = threading.Event()
+        self._over, self._follower = threading.Event(), follower
         self._threads = [
-            threading.Thread(target=self._follow, args=(follower,), name="follow", daemon=True),
+            threading.Thread(target=self._follow, name="follow", daemon=True),
             threading.Thread(target=self._look, args=(timer,), name="updates", daemon=True),
         ]
         for thread in self._threads:
@@ -171,21 +196,32 @@ class Following:
         """Stop. An update that is under way is cut off, as by a power cut, and loses nothing."""
         self._over.set()
         self._threads[0].join()
+        _Guard().survives(self._follower.close)
 
-    def _follow(self, follower: Follower) -> None:
+    def _follow(self) -> None:
+        guard = _Guard()
         while not self._over.wait(STEP_S):
-            _survived(follower.step)
+            guard.survives(self._follower.step)
 
     def _look(self, timer: Timer) -> None:
-        wait_s = timer.first_wait_s()
+        guard, wait_s = _Guard(), timer.first_wait_s()
         while not self._over.wait(wait_s):
-            wait_s = _survived(timer.look) or RETRY_S
+            wait_s = guard.survives(timer.look) or RETRY_S
 
 
-def _survived(step: Callable[[], float | None]) -> float | None:
-    """A device serves on, whatever happens to its updates."""
-    try:
-        return step()
-    except Exception:
-        log.exception("update: an error that nobody expected")
-        return None
+class _Guard:
+    """A device serves on, whatever happens to its updates; the same error is said once."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def survives(self, step: Callable[[], float | None]) -> float | None:
+        try:
+            found = step()
+        except Exception as error:
+            if (said := f"{type(error).__name__}: {error}") != self._last:
+                log.exception("update: an error that nobody expected")
+            self._last = said
+            return None
+        self._last = ""
+        return found

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pilltrack.core.bundle import PROBES_FILE
-from pilltrack.core.errors import GateFailed, PillTrackError
+from pilltrack.core.errors import GateFailed, PillTrackError, StageFailed
 from pilltrack.core.gallery import Candidate
 from pilltrack.core.identify import Identifier, open_identifier
 from pilltrack.core.local import EMBED_BATCH, LocalReferences, is_store
@@ -63,7 +63,7 @@ class SelfTest(_Part):
     `failures` are sentences; without any it has `passed`. `frame_ms`, the time of one processor
     core from locating to the decisions, is missing when the bundle could not be opened.
     `references` are the home's, all embedded in the bundle's space now. `collisions` are no
-    failures: they are for people to judge.
+    failures: they are for people to judge. `of_home`: what failed is the home, not the bundle.
     """
 
     passed: bool
@@ -72,6 +72,7 @@ class SelfTest(_Part):
     probes: int = Field(ge=0, default=0)  # crops and frames
     references: int = Field(ge=0, default=0)
     collisions: tuple[Collision, ...] = ()
+    of_home: bool = False
 
 
 def self_test(bundle: Path, home: Path | None, max_frame_ms: float = MAX_FRAME_MS) -> SelfTest:
@@ -100,6 +101,8 @@ def self_test(bundle: Path, home: Path | None, max_frame_ms: float = MAX_FRAME_M
                 references=len(identifier.gallery.local),
                 collisions=tuple(_collisions(identifier, home)),
             )
+    except StageFailed as error:  # references that are damaged
+        return SelfTest(passed=False, failures=(str(error),), of_home=True)
     except PillTrackError as error:
         return _failed(str(error))
 
@@ -111,9 +114,10 @@ def self_test_apart(
     timeout_s: float = TIMEOUT_S,
 ) -> SelfTest:
     """As `self_test`, in a process of its own; its crash or its being too slow is a failure."""
-    command = [sys.executable, "-m", "pilltrack.edge.selftest", str(bundle)]
+    # -P: a file of the working directory must not stand in for a module.
+    command = [sys.executable, "-P", "-m", "pilltrack.edge.selftest", str(bundle.absolute())]
     command += [f"--max-frame-ms={max_frame_ms}"]
-    command += [] if home is None else [f"--home={home}"]
+    command += [] if home is None else [f"--home={home.absolute()}"]
     try:
         done = subprocess.run(  # noqa: S603 - this Python, no shell
             command,

@@ -10,15 +10,16 @@ from functools import partial
 
 import uvicorn
 
-from pilltrack.core.errors import StageFailed
+from pilltrack.core.errors import BundleRejected, StageFailed
 from pilltrack.edge.app import create_app
 from pilltrack.edge.camera import Camera
 from pilltrack.edge.events import UpdateEvent
 from pilltrack.edge.follow import Follower, Following, Timer
+from pilltrack.edge.happenings import Happening
 from pilltrack.edge.mqtt import Events
 from pilltrack.edge.service import Service
 from pilltrack.edge.settings import Settings
-from pilltrack.edge.slots import Happening, Slots
+from pilltrack.edge.slots import Slots
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +40,10 @@ def serve(settings: Settings) -> None:
     slots = Slots(settings.home, settings.bundle) if settings.follow else None
     following: Following | None = None
     try:
-        bundle = settings.bundle if slots is None else slots.slot(slots.start().active)
-        service = Service(bundle, settings.home, settings.threads)
         camera = Camera(settings.camera) if settings.camera is not None else None
         events = Events(settings.mqtt) if settings.mqtt is not None else None
+        # Last: what is wrong with camera or broker must not count against a bundle on trial.
+        service = _opened(settings, slots)
         if slots is not None:
             follower = Follower(service, slots, partial(_tell, service, events))
             chance = random.Random()  # noqa: S311 - when to look is no secret
@@ -65,6 +66,19 @@ def serve(settings: Settings) -> None:
         listening.close()
         if following is not None:
             following.close()
+
+
+def _opened(settings: Settings, slots: Slots | None) -> Service:
+    """The service of the bundle that is active, or of the one before where it cannot be opened."""
+    while slots is not None:
+        active = slots.start().active
+        try:
+            return Service(slots.slot(active), settings.home, settings.threads)
+        except BundleRejected as error:
+            if active is None:
+                raise
+            slots.roll_back(active, "cannot be opened", str(error))
+    return Service(settings.bundle, settings.home, settings.threads)
 
 
 def _tell(service: Service, events: Events | None, happening: Happening) -> None:

@@ -88,6 +88,7 @@ class Service:
         self._digest = ""  # of the gallery, while nothing is enrolled or forgotten
         self._bundled_rows: list[bytes] = []  # what it is made of, once it was asked for
         self._local_rows: dict[str, list[bytes]] = {}  # by pill
+        self._since_opening: set[str] = set()  # pills enrolled or forgotten
 
     @property
     def identifier(self) -> Identifier:
@@ -98,12 +99,22 @@ class Service:
         """Open another bundle for all who ask from now on; errors as `open_identifier`.
 
         The old one stays when that fails, else it is closed when the last who began with it ends.
+        One thread at a time.
         """
-        with self._writing:  # nothing may be enrolled that the new one does not know
-            opened = _Opened(open_identifier(bundle, self._threads, self.home))
-            old, self._opened, self.bundle = self._opened, opened, bundle
-            self.health = Health()
-            self._digest, self._bundled_rows, self._local_rows = "", [], {}
+        with self._writing:
+            self._since_opening = set()
+        identifier = open_identifier(bundle, self._threads, self.home)
+        try:
+            with self._writing:
+                # It knows what was enrolled before it was opened, and perhaps not what was since.
+                for pill in self._since_opening:
+                    self._enrol_again(identifier, pill)
+                old, self._opened, self.bundle = self._opened, _Opened(identifier), bundle
+                self.health = Health(self.health.median_ms())
+                self._digest, self._bundled_rows, self._local_rows = "", [], {}
+        except BaseException:
+            identifier.close()
+            raise
         old.retire()
 
     def look(self, frame: Frame, *, is_crop: bool = False, n_candidates: int = 5) -> Look:
@@ -185,6 +196,7 @@ class Service:
         with self._writing:  # what is judged against the gallery must be what joins it
             self._digest = ""
             self._local_rows.pop(pill, None)
+            self._since_opening.add(pill)
             done = enrol(
                 self.identifier, self.home, pill, photos, sides, time, crops=crops, reason=reason
             )
@@ -196,6 +208,7 @@ class Service:
     def forget(self, pill: str) -> int:
         """Forget what this device enrolled of a pill and delete its photos; how many there were."""
         with self._writing:
+            self._since_opening.add(pill)
             n_removed = 0
             if self.kept(pill):
                 with self._store() as local:
@@ -255,6 +268,15 @@ class Service:
             yield opened.identifier
         finally:
             opened.give_back()
+
+    def _enrol_again(self, identifier: Identifier, pill: str) -> None:
+        """Let a gallery hold of a pill what the home holds."""
+        identifier.gallery.remove(pill)
+        if is_store(self.home):
+            with self._store() as local:
+                references, embeddings = local.embedded(identifier.embedder, pill)
+            if references:
+                identifier.gallery.enrol(references, embeddings)
 
     def _store(self) -> LocalReferences:
         return LocalReferences(self.home, check=False)  # it was checked with the bundle

@@ -16,6 +16,7 @@ who serves follows state.json (`edge.follow`).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -52,9 +53,19 @@ from pilltrack.core.bundle import (
     PlainName,
     read_bundle,
 )
-from pilltrack.core.channels import METADATA, TARGETS, Channel, Release, release_in, releases_in
+from pilltrack.core.channels import (
+    MAX_FILE_BYTES,
+    METADATA,
+    TARGETS,
+    Channel,
+    NewerFormat,
+    Release,
+    release_in,
+    releases_in,
+)
 from pilltrack.core.errors import BundleRejected, InputRejected, PillTrackError, StageFailed
 from pilltrack.core.files import sync_directory, write_durably
+from pilltrack.core.local import LocalReferences, is_store
 from pilltrack.edge.fetch import Damaged, Fetcher, TooSlow, address_of
 from pilltrack.edge.selftest import SelfTest
 from pilltrack.edge.slots import SLOTS, Slots, locked, require_whole
@@ -64,7 +75,6 @@ log = logging.getLogger(__name__)
 SOURCE, ROOT, FILES, NEW = "source.json", "root.json", "files", "new"
 RESERVE_BYTES = 32 * 1024 * 1024  # that an update leaves free
 MAX_ROOT_BYTES = 512 * 1024
-MAX_RELEASE_FILE_BYTES = 4 * 1024**3
 CLOCK_TOLERANCE = timedelta(days=1)
 
 Reason = Literal[
@@ -84,13 +94,14 @@ Reason = Literal[
     "bundle rejected",
     "needs a newer PillTrack",
     "self-test failed",
+    "home is damaged",
 ]
 
 
 class UpdateSource(BaseModel):
     """The content of source.json: what this device follows, and how."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     url: str
     channel: Channel = "stable"
@@ -145,12 +156,12 @@ def join(slots: Slots, source: UpdateSource, root: bytes) -> None:
         write_durably(slots.root / ROOT, root)
         write_durably(slots.root / SOURCE, source.model_dump_json(indent=1).encode())
         sync_directory(slots.root)
+        slots.begin()
 
 
 def leave(slots: Slots) -> None:
-    """Follow nobody any more; the active bundle stays. StageFailed while an update is running."""
-    with _still(slots):
-        (slots.root / SOURCE).unlink(missing_ok=True)
+    """Follow nobody any more; the active bundle stays, and so does an update that is running."""
+    (slots.root / SOURCE).unlink(missing_ok=True)
 
 
 def source_of(slots: Slots) -> UpdateSource | None:
@@ -160,10 +171,11 @@ def source_of(slots: Slots) -> UpdateSource | None:
         return UpdateSource.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
-    except ValidationError as error:
+    except (ValidationError, OSError) as error:
+        why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise StageFailed(
             str(path),
-            found=error.errors()[0]["msg"],
+            found=why,
             expected="where updates come from",
             remedy="Run `pilltrack update join` again.",
         ) from error
@@ -184,15 +196,18 @@ def update(
     metadata is fetched.
     """
     try:
-        with _alone(slots), _explained(now):
+        with _explained(now), _alone(slots):
             return _update(slots, source, self_test, now, fetcher, only_ask)
     except _Refused as refused:
-        kind: Literal["refused", "failed"] = "failed"
-        if refused.release is not None:
-            kind = "refused"
-            slots.refuse(refused.release.manifest, refused.reason, refused.detail)
-        elif refused.reason != "another update is running":
-            slots.record("failed", refused.reason, None, refused.detail, now)
+        kind: Literal["refused", "failed"] = "failed" if refused.release is None else "refused"
+        try:
+            if refused.release is not None:
+                slots.refuse(refused.release.manifest, refused.reason, refused.detail)
+            else:
+                slots.record("failed", refused.reason, None, refused.detail, now)
+        except OSError as error:
+            log.warning("update: %s (%s); it cannot be put on record (%s)",
+                        refused.reason, refused.detail, error)  # fmt: skip
         return Outcome(
             kind,
             refused.reason,
@@ -215,25 +230,55 @@ def _update(
     releases = client.releases()
     _require_clock(releases, now)
     release = release_in(source.channel, releases)
+    if only_ask:
+        return _asked(slots, source, release, now, fetcher)
     yanked = {release.manifest: release.yanked for release in releases if release.yanked}
-    if not only_ask:
-        _leave_yanked(slots, yanked, release)
+    try:
+        return _taken(slots, source, client, release, yanked, self_test, now, fetcher)
+    finally:
+        _leave_yanked(slots, yanked)
+
+
+def _asked(
+    slots: Slots, source: UpdateSource, release: Release | None, now: datetime, fetcher: Fetcher
+) -> Outcome:
+    """Whether there is a release to be taken."""
     if release is None:
         raise _Refused("no release in this channel", f"{source.url} has none in {source.channel}")
-    manifest, state = release.manifest, slots.state()
-    if state.active == manifest:
-        if not only_ask:
-            _clear(slots)  # what a killed update left
-        return Outcome("current", release=release, received_bytes=fetcher.received)
-    if why := state.refuses(manifest):
-        detail = f"release {release.number} was tried before: {why}"
-        return Outcome("refused", why, detail, release, fetcher.received)
-    if only_ask:
-        return Outcome("available", release=release, received_bytes=fetcher.received)
+    kind: Literal["current", "refused", "available"] = "available"
+    detail, state = "", slots.state()
+    why = state.refuses(release.manifest, now)
+    if state.active == release.manifest:
+        kind, why = "current", ""
+    elif why:
+        kind, detail = "refused", f"release {release.number} was tried before: {why}"
+    return Outcome(kind, why, detail, release, fetcher.received)
+
+
+def _taken(
+    slots: Slots,
+    source: UpdateSource,
+    client: _Client,
+    release: Release | None,
+    yanked: dict[str, str],
+    self_test: Callable[[Path], SelfTest],
+    now: datetime,
+    fetcher: Fetcher,
+) -> Outcome:
+    """Take a release, if it is another one than the active and not refused."""
+    asked = _asked(slots, source, release, now, fetcher)
+    assert release is not None
+    if asked.kind == "current":
+        _clear(slots)  # what a killed update left
+    if asked.kind != "available":
+        return asked
+    manifest = release.manifest
     slot = _staged(slots, client, fetcher, release)
     tried = self_test(slot)
     if not tried.passed:
         slots.prune()
+        if tried.of_home:
+            raise _Refused("home is damaged", "; ".join(tried.failures), tried=tried)
         raise _Refused("self-test failed", "; ".join(tried.failures), release, tried)
     slots.switch(manifest, now, yanked)
     for collision in tried.collisions:
@@ -242,19 +287,27 @@ def _update(
     return Outcome("switched", release=release, received_bytes=fetcher.received, tried=tried)
 
 
-def _leave_yanked(slots: Slots, yanked: dict[str, str], current: Release | None) -> None:
-    """What was yanked is nothing to go back to, nor to stay with where nothing takes its place."""
+def _leave_yanked(slots: Slots, yanked: dict[str, str]) -> None:
+    """What was yanked is nothing to go back to, nor to stay with where nothing took its place."""
     state = slots.state()
     if state.previous in yanked:
         slots.forget_previous()
-    if current is None and state.active in yanked:
+    if state.active in yanked:
         slots.roll_back(state.active, "yanked", yanked[state.active])
 
 
 def _clear(slots: Slots) -> None:
+    """Delete what no bundle needs that is here: slots, downloads, embeddings of other spaces."""
     slots.prune()
     for name in (FILES, NEW):
         shutil.rmtree(slots.root / name, ignore_errors=True)
+    home, spaces = slots.root.parent, set[str]()
+    for bundle in slots.bundles():
+        with contextlib.suppress(BundleRejected):
+            spaces.add(read_bundle(bundle).space)
+    if is_store(home):
+        with LocalReferences(home, check=False) as local:
+            local.keep_spaces(spaces)
 
 
 class _Client:
@@ -326,6 +379,7 @@ def _staged(slots: Slots, client: _Client, fetcher: Fetcher, release: Release) -
     }
     for sha256, length in missing.items():
         client.target(sha256, length)
+    _keep_only(files, {release.manifest, *missing})
     total = manifest.length + sum(record.bytes for record in listing.files.values())
     arriving = sum(length - _arrived(files, sha256) for sha256, length in missing.items())
     _require_room(slots.root, total + arriving)
@@ -350,6 +404,13 @@ def _fetched(client: _Client, fetcher: Fetcher, files: Path, sha256: str, length
     return path
 
 
+def _keep_only(files: Path, names: set[str]) -> None:
+    """Delete downloads for releases that were refused."""
+    for path in files.iterdir():
+        if path.name.removesuffix(".part") not in names:
+            path.unlink()
+
+
 def _listing(manifest: Path, release: Release) -> _Listing:
     try:
         listing = _Listing.model_validate(json.loads(manifest.read_bytes()))
@@ -358,8 +419,8 @@ def _listing(manifest: Path, release: Release) -> _Listing:
     if listing.format != FORMAT:
         found = f"a bundle of format {listing.format}, this version reads {FORMAT}"
         raise _Refused("needs a newer PillTrack", found, release)
-    if any(record.bytes > MAX_RELEASE_FILE_BYTES for record in listing.files.values()):
-        raise _Refused("too long", f"a file of more than {MAX_RELEASE_FILE_BYTES} bytes", release)
+    if any(record.bytes > MAX_FILE_BYTES for record in listing.files.values()):
+        raise _Refused("too long", f"a file of more than {MAX_FILE_BYTES} bytes", release)
     return listing
 
 
@@ -401,7 +462,7 @@ def _require_room(directory: Path, n_bytes: int) -> None:
 
 
 def _require_clock(releases: list[Release], now: datetime) -> None:
-    newest = max((release.time for release in releases), default=now)
+    newest = max((release.time for release in releases if not release.yanked), default=now)
     if now < newest - CLOCK_TOLERANCE:
         found = f"this device's clock says {now:%Y-%m-%d}, releases are from {newest:%Y-%m-%d}"
         raise _Refused("clock is wrong", f"{found}: set the clock")
@@ -464,6 +525,7 @@ def _still(slots: Slots) -> Iterator[None]:
 
 
 _REASONS: dict[type[Exception], Reason] = {  # the first that fits
+    NewerFormat: "needs a newer PillTrack",
     ExpiredMetadataError: "expired",
     BadVersionNumberError: "older than what was seen",
     UnsignedMetadataError: "not signed by whom this device trusts",
@@ -500,7 +562,7 @@ def _no_root(found: str) -> InputRejected:
         "root",
         found=" ".join(found.split())[:200],
         expected="the publisher's root.json, signed by its own keys",
-        remedy="Ask the publisher for it; `pilltrack keys show` names the file.",
+        remedy="Ask the publisher for it (docs/fleet.md, Keys).",
     )
 
 
