@@ -6,7 +6,7 @@ import json
 import random
 import uuid
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -261,6 +261,19 @@ def test_wrong_keys_change_nothing(
     assert server.keys(bucket) == before
     found, _ = read_repository(store, read_chain(folder))
     assert len(found.releases) == 1
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_clock_that_is_wrong_is_refused_by_s3_itself(
+    hours: int, store: Store, folder: Path, bundles: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(remove_tzinfo: bool = True) -> datetime:
+        time = datetime.now(UTC) + timedelta(hours=hours)
+        return time.replace(tzinfo=None) if remove_tzinfo else time
+
+    monkeypatch.setattr("botocore.auth.get_current_datetime", wrong)
+    with pytest.raises(Unreachable, match=r"RequestTimeTooSkewed.* Set this machine's clock"):
+        publisher(store, folder).publish(bundles[0], "stable")
 
 
 def test_a_bucket_that_is_not_there(environment: dict[str, str], folder: Path) -> None:

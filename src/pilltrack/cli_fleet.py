@@ -308,7 +308,8 @@ def _releases(arguments: argparse.Namespace, say: Say) -> int:
     now = datetime.now(UTC)
     expired = [*(["root"] if chain[-1].is_expired(now) else []), *found.expired(now)]
     if expired:
-        say(f"devices refuse what has ended ({', '.join(expired)}): `pilltrack renew`")
+        remedy = "pilltrack keys renew" if "root" in expired else "pilltrack renew"
+        say(f"devices refuse what has ended ({', '.join(expired)}): `{remedy}`")
     rows = as_rows(found, bundle_bytes(store, found))
     if arguments.json:
         print(json.dumps({"from": str(store), "expired": expired, "releases": rows}))

@@ -967,6 +967,22 @@ class TestCommands:
         assert told("yank", "1", "--reason", "confuses strengths")["yanked"] == "confuses strengths"
         assert [one["number"] for one in told("renew")["releases"]] == [1]
 
+    def test_what_has_ended_is_said_with_what_renews_it(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        cases: list[tuple[str, Days, str]] = [
+            ("root", Days(root=1), "(root, timestamp, snapshot): `pilltrack keys renew`"),
+            ("online", Days(online=30), "(timestamp, snapshot): `pilltrack renew`"),
+        ]
+        past = NOW - timedelta(days=40)
+        for name, days, said in cases:
+            folder, place = tmp_path / name, tmp_path / f"{name} releases"
+            keys.init(folder, now=past, passphrase=None, days=days)
+            with pytest.raises(RepositoryRejected, match="expired"):
+                publisher(place, folder, now=lambda: past).renew()
+            assert cli.main(["releases", "--from", str(place), "--keys", str(folder)]) == 0
+            assert said in capsys.readouterr().err
+
     def test_a_clock_that_is_wrong_is_said_and_repaired(
         self, bundles: list[Path], capsys: pytest.CaptureFixture[str]
     ) -> None:
