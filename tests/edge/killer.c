@@ -1,7 +1,8 @@
 /* A library to be preloaded: it kills its process at the N-th change to a directory.
  *
  * Counted is every call of libc that changes a file or a name below the directory. The call itself
- * is not made, but for a write, of which the first half is: the file is torn.
+ * is not made, but for a write, of which the first half is: the file is torn. Armed with 0 it kills
+ * nobody and says what it sees, a line for each change: `write PATH`, `fsync PATH`, `rename OLD NEW`.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -50,6 +51,23 @@ static int below_at(int parent, const char *path) {
 
 static int below_fd(int file) { return left >= 0 && below_at(file, "."); }
 
+static void say(const char *what, const char *path, const char *other) {
+    char line[3 * PATH_MAX];
+    if (left != 0) return;
+    int length = snprintf(line, sizeof line, "%s %s %s\n", what, path, other);
+    syscall(SYS_write, 2, line, length);
+}
+
+static void say_fd(const char *what, int file) {
+    char link[64], found[PATH_MAX];
+    if (left != 0) return;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", file);
+    ssize_t length = readlink(link, found, sizeof found - 1);
+    if (length < 0) return;
+    found[length] = 0;
+    say(what, found, "");
+}
+
 static int is_due(const char *what) {
     counted++;
     if (left > 0 && counted == left) {
@@ -91,6 +109,7 @@ OPEN(openat64, (int at, const char *path, int flags, ...), (at, path, flags, mod
 
 ssize_t write(int file, const void *data, size_t size) {
     REAL(write);
+    if (below_fd(file)) say_fd("write", file);
     if (below_fd(file) && is_due("write")) {
         real(file, data, size / 2);
         die();
@@ -100,6 +119,7 @@ ssize_t write(int file, const void *data, size_t size) {
 
 ssize_t pwrite64(int file, const void *data, size_t size, off64_t at) {
     REAL(pwrite64);
+    if (below_fd(file)) say_fd("write", file);
     if (below_fd(file) && is_due("pwrite")) {
         real(file, data, size / 2, at);
         die();
@@ -109,6 +129,7 @@ ssize_t pwrite64(int file, const void *data, size_t size, off64_t at) {
 
 ssize_t sendfile64(int to, int from, off64_t *at, size_t size) {
     REAL(sendfile64);
+    if (below_fd(to)) say_fd("write", to);
     if (below_fd(to) && is_due("sendfile")) {
         real(to, from, at, 1000);
         die();
@@ -118,6 +139,7 @@ ssize_t sendfile64(int to, int from, off64_t *at, size_t size) {
 
 ssize_t copy_file_range(int from, off64_t *a, int to, off64_t *b, size_t size, unsigned flags) {
     REAL(copy_file_range);
+    if (below_fd(to)) say_fd("write", to);
     if (below_fd(to) && is_due("copy_file_range")) {
         real(from, a, to, b, 1000, flags);
         die();
@@ -131,11 +153,23 @@ ssize_t copy_file_range(int from, off64_t *a, int to, off64_t *b, size_t size, u
         POINT(place, #name);                                              \
         return real arguments;                                            \
     }
-CALL(fsync, (int file), (file), below_fd(file))
+int fsync(int file) {
+    REAL(fsync);
+    if (below_fd(file)) say_fd("fsync", file);
+    POINT(below_fd(file), "fsync");
+    return real(file);
+}
+
+int rename(const char *old, const char *new) {
+    REAL(rename);
+    if (below(new) || below(old)) say("rename", old, new);
+    POINT(below(new) || below(old), "rename");
+    return real(old, new);
+}
+
 CALL(fdatasync, (int file), (file), below_fd(file))
 CALL(ftruncate64, (int file, off64_t size), (file, size), below_fd(file))
 CALL(fchmod, (int file, mode_t mode), (file, mode), below_fd(file))
-CALL(rename, (const char *old, const char *new), (old, new), below(new) || below(old))
 CALL(renameat, (int a, const char *old, int b, const char *new), (a, old, b, new),
      below_at(b, new) || below_at(a, old))
 CALL(unlink, (const char *path), (path), below(path))

@@ -19,18 +19,55 @@ from tests.imports import ROOT
 KILLER = Path(__file__).with_name("killer.c")
 
 
+def test_what_a_switch_relies_on_is_on_the_disk_before_it(tmp_path: Path) -> None:
+    """A power cut takes what was written and not synced, and may keep the name all the same."""
+    killer = compiled(tmp_path)
+    prepared(tmp_path)
+    shutil.copytree(tmp_path / "template", tmp_path / "home", symlinks=True)
+    said = subprocess.run(
+        [sys.executable, "-m", "tests.edge.kill_points", str(tmp_path), "--say"],
+        env={**os.environ, "LD_PRELOAD": str(killer)},
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stderr  # fmt: skip
+    updates = f"{tmp_path}/home/updates/"
+    unsynced: set[str] = set()
+    names: set[str] = set()  # directories in which a name is new
+    renamed, switched = [], False
+    for line in said.splitlines():
+        what, _, place = line.strip().partition(" ")
+        if not f"{place.strip()}/".startswith(updates):
+            continue
+        old, _, new = place.strip().partition(" ")
+        if what == "write":
+            unsynced.add(old)
+            names.add(str(Path(old).parent))
+        elif what == "fsync":
+            unsynced.discard(old)
+            names.discard(old)
+            switched = switched and f"{old}/" != updates
+        elif what == "rename":
+            inside = {path for path in unsynced if path == old or path.startswith(f"{old}/")}
+            if "/metadata/" not in old:  # The Update Framework's own: synced all at once
+                assert not inside, line
+                assert old not in names, line
+            unsynced = {new + path[len(old) :] if path in inside else path for path in unsynced}
+            assert not switched, "the switch itself is not on the disk before the next change"
+            switched = new == f"{updates}state.json"
+            renamed.append(new.removeprefix(updates))
+            names.add(str(Path(new).parent))
+            if new == f"{updates}state.json" and not renamed.count("state.json") > 1:
+                slots = {f"{updates}slots", f"{updates}metadata"}
+                assert not slots & names, names
+                assert not {path for path in unsynced if "/metadata/" in path}, unsynced
+    assert any(name.startswith("slots/") for name in renamed)
+    assert any(name.startswith("files/") for name in renamed)
+    assert "state.json" in renamed
+
+
 @pytest.mark.e2e
 def test_every_point_at_which_an_update_can_be_killed_is_survived(tmp_path: Path) -> None:
     killer = compiled(tmp_path)
-    with fleet(tmp_path, make_bundles(tmp_path / "bundles", 3)) as device:
-        device.publish(1)
-        assert device.update().kind == "switched"
-        device.slots.confirm(device.slots.state().active)
-        device.publish(2)
-        with LocalReferences(device.home) as local:  # it is embedded anew on the way
-            local.add("mine", [("mine.png", red())])
-    (tmp_path / "home").rename(tmp_path / "template")
-    shutil.copytree(tmp_path / "bundles" / "0" / "bundle", tmp_path / "install")
+    prepared(tmp_path)
     ran = subprocess.run(
         [sys.executable, "-m", "tests.edge.kill_points", str(tmp_path)],
         env={**os.environ, "LD_PRELOAD": str(killer)},
@@ -56,6 +93,19 @@ def test_every_point_at_which_an_update_can_be_killed_is_survived(tmp_path: Path
     switch = served.index(["mine", "pill-2"])
     assert served == sorted(served)  # old up to the switch, new from then on
     assert 0 < switch < len(points) - 1
+
+
+def prepared(tmp_path: Path) -> None:
+    """What kill_points needs: a device that runs one release while a newer one is published."""
+    with fleet(tmp_path, make_bundles(tmp_path / "bundles", 3)) as device:
+        device.publish(1)
+        assert device.update().kind == "switched"
+        device.slots.confirm(device.slots.state().active)
+        device.publish(2)
+        with LocalReferences(device.home) as local:  # it is embedded anew on the way
+            local.add("mine", [("mine.png", red())])
+    (tmp_path / "home").rename(tmp_path / "template")
+    shutil.copytree(tmp_path / "bundles" / "0" / "bundle", tmp_path / "install")
 
 
 def compiled(directory: Path) -> Path:

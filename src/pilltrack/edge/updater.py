@@ -476,8 +476,11 @@ def _arrived(files: Path, sha256: str) -> int:
 
 
 def _sync_files(directory: Path) -> None:
-    for path in directory.iterdir():
-        if path.is_file() and not path.is_symlink():
+    """Put files and names below a directory onto the disk."""
+    for path in directory.rglob("*"):
+        if path.is_dir():
+            sync_directory(path)
+        elif not path.is_symlink():
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
