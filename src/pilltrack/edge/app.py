@@ -250,7 +250,7 @@ def _add_looking(
             seen = service.look(frame, is_crop=crop)
             desk.seen(seen)
             answer = look_answer(seen, frame.shape[1], frame.shape[0], decode_ms)
-            desk.tell(IdentifyEvent(**_now(service), pills=answer.pills))
+            desk.tell(IdentifyEvent(**_now(seen.bundle), pills=answer.pills))
             return answer
 
         return await desk.work(look)
@@ -324,7 +324,7 @@ def _add_gallery(app: FastAPI, service: Service, desk: _Desk) -> None:
             new=done.new,
             overridden=len(done.overridden),
         )
-        desk.tell(EnrolEvent(**_now(service), **answer.model_dump()))
+        desk.tell(EnrolEvent(**_now(service.identifier.manifest.name), **answer.model_dump()))
         return answer
 
     @app.delete(f"{API}/gallery/{{pill}}", responses=UPLOAD | NAMED, summary="Forget a pill")
@@ -332,7 +332,9 @@ def _add_gallery(app: FastAPI, service: Service, desk: _Desk) -> None:
         n_removed = await to_thread.run_sync(service.forget, pill)
         if not n_removed:
             raise HTTPException(404, f"{pill!r} was not enrolled on this device")
-        desk.tell(ForgetEvent(**_now(service), pill=pill, removed=n_removed))
+        desk.tell(
+            ForgetEvent(**_now(service.identifier.manifest.name), pill=pill, removed=n_removed)
+        )
         return {"removed": n_removed}
 
 
@@ -358,7 +360,8 @@ def _add_checking(app: FastAPI, service: Service, desk: _Desk) -> None:
             desk.seen(done.look)
             look = look_answer(done.look, frame.shape[1], frame.shape[0], decode_ms)
             content = {"number": done.number, **as_json(done.check)}
-            desk.tell(CheckEvent.model_validate({**_now(service), **content, "pills": look.pills}))
+            told = {**_now(done.look.bundle), **content, "pills": look.pills}
+            desk.tell(CheckEvent.model_validate(told))
             return CheckAnswer.model_validate({**content, "look": look})
 
         return await desk.work(checked)
@@ -376,7 +379,9 @@ def _add_checking(app: FastAPI, service: Service, desk: _Desk) -> None:
             return service.act(number, action, note, datetime.now(UTC))
 
         row = await to_thread.run_sync(act)
-        desk.tell(ActionEvent(**_now(service), number=number, action=action))
+        desk.tell(
+            ActionEvent(**_now(service.identifier.manifest.name), number=number, action=action)
+        )
         return {"number": row}
 
     @app.get(f"{API}/history", summary="Decisions on record, newest first")
@@ -410,9 +415,9 @@ def _sides(sides: Sequence[str], n_photos: int) -> Sequence[str]:
     return [*sides, ""][:1] * n_photos
 
 
-def _now(service: Service) -> Any:
+def _now(bundle: str) -> Any:
     """What every event says."""
-    return {"time": datetime.now(UTC), "bundle": service.identifier.manifest.name}
+    return {"time": datetime.now(UTC), "bundle": bundle}
 
 
 def _connection(events: Events | None) -> Literal["off", "connected", "disconnected"]:

@@ -48,8 +48,12 @@ Frame = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen in a frame, and how long its steps took; `crops[i]` shows `pills[i]`."""
+    """What was seen in a frame, by which bundle, and how long its steps took.
 
+    `crops[i]` shows `pills[i]`.
+    """
+
+    bundle: str  # its name
     pills: list[IdentifiedPill]
     crops: list[Frame]
     locate_ms: float
@@ -326,7 +330,7 @@ def _look(identifier: Identifier, frame: Frame, is_crop: bool, n_candidates: int
     start_s = time.perf_counter()
     if is_crop:
         pills = identifier.identify_crop(frame, n_candidates)
-        return Look(pills, [frame], 0.0, _ms_since(start_s))
+        return Look(identifier.manifest.name, pills, [frame], 0.0, _ms_since(start_s))
     found = identifier.locator.locate(frame)
     located_s = time.perf_counter()
     crops = [crop(frame, pill) for pill in found]
@@ -334,7 +338,8 @@ def _look(identifier: Identifier, frame: Frame, is_crop: bool, n_candidates: int
         crops, identifier.embedder, identifier.gallery, identifier.calibration, n_candidates
     )
     pills = identified(found, decisions)
-    return Look(pills, crops, 1000 * (located_s - start_s), _ms_since(located_s))
+    locate_ms = 1000 * (located_s - start_s)
+    return Look(identifier.manifest.name, pills, crops, locate_ms, _ms_since(located_s))
 
 
 def _ms_since(start_s: float) -> float:
