@@ -43,7 +43,8 @@ from pilltrack.core.probes import read_probes
 from pilltrack.edge.fetch import Fetcher
 from pilltrack.edge.selftest import SelfTest, self_test_apart
 from pilltrack.edge.slots import Slots, digest_of_manifest
-from pilltrack.edge.updater import UpdateSource, join, update
+from pilltrack.edge.source import UpdateSource, join
+from pilltrack.edge.updater import update
 from pilltrack.pipeline import keys
 from pilltrack.pipeline.publish import Publisher
 from pilltrack.pipeline.store import DirectoryStore

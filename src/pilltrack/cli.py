@@ -865,7 +865,7 @@ def _add_update(commands: Any) -> None:
 def _update_join(arguments: argparse.Namespace) -> int:
     from pydantic import ValidationError
 
-    from pilltrack.edge.updater import UpdateSource, join
+    from pilltrack.edge.source import UpdateSource, join
 
     try:
         source = UpdateSource(
@@ -903,7 +903,8 @@ def _update_now(arguments: argparse.Namespace) -> int:
 
     from pilltrack.edge.follow import update_apart
     from pilltrack.edge.happenings import utc_now
-    from pilltrack.edge.updater import as_json, source_of
+    from pilltrack.edge.source import source_of
+    from pilltrack.edge.updater import as_json
 
     slots, home = _slots(arguments), _home(arguments)
     source = source_of(slots)
@@ -942,7 +943,7 @@ def _update_now(arguments: argparse.Namespace) -> int:
 
 def _update_status(arguments: argparse.Namespace) -> int:
     from pilltrack.core.bundle import read_bundle
-    from pilltrack.edge.updater import source_of
+    from pilltrack.edge.source import source_of
 
     slots = _slots(arguments)
     state, source = slots.state(), source_of(slots)
@@ -990,7 +991,7 @@ def _update_back(arguments: argparse.Namespace) -> int:
 
 
 def _update_leave(arguments: argparse.Namespace) -> int:
-    from pilltrack.edge.updater import leave
+    from pilltrack.edge.source import leave
 
     leave(_slots(arguments))
     return 0

@@ -16,7 +16,8 @@ from pilltrack.core.bundle import read_bundle
 from pilltrack.edge.fetch import Fetcher
 from pilltrack.edge.selftest import SelfTest, self_test
 from pilltrack.edge.slots import Slots, digest_of_manifest
-from pilltrack.edge.updater import Outcome, UpdateSource, join, update
+from pilltrack.edge.source import UpdateSource, join
+from pilltrack.edge.updater import Outcome, update
 from pilltrack.pipeline import keys
 from pilltrack.pipeline.publish import Publisher
 from pilltrack.pipeline.store import DirectoryStore

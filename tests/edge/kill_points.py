@@ -27,7 +27,8 @@ from pilltrack.core.identify import open_identifier
 from pilltrack.edge.fetch import Fetcher
 from pilltrack.edge.selftest import self_test
 from pilltrack.edge.slots import Slots
-from pilltrack.edge.updater import UpdateSource, update
+from pilltrack.edge.source import UpdateSource
+from pilltrack.edge.updater import update
 
 MAX_POINTS = 2000
 shim = ctypes.CDLL(None)

@@ -21,7 +21,8 @@ from pilltrack.edge.happenings import Happening, utc_now
 from pilltrack.edge.service import Service
 from pilltrack.edge.settings import Settings
 from pilltrack.edge.slots import Slots, digest_of_manifest
-from pilltrack.edge.updater import Outcome, UpdateSource, join
+from pilltrack.edge.source import UpdateSource, join
+from pilltrack.edge.updater import Outcome
 from tests.edge.conftest import red
 from tests.edge.fleet import fleet, make_bundles
 from tests.edge.server import as_png, serving

@@ -26,7 +26,7 @@ from pilltrack.core.probes import read_probes, save_probes
 from pilltrack.edge import fetch, updater
 from pilltrack.edge.selftest import SelfTest, self_test_apart
 from pilltrack.edge.slots import digest_of_manifest, locked
-from pilltrack.edge.updater import UpdateSource, join, leave, source_of
+from pilltrack.edge.source import UpdateSource, join, leave, source_of
 from pilltrack.pipeline import keys
 from pilltrack.pipeline.roots import Role
 from tests.edge.conftest import red

@@ -14,8 +14,8 @@ from pilltrack.edge.audit import Entry
 from pilltrack.edge.enrol import Judged
 from pilltrack.edge.service import EnrolledPill, Look
 from pilltrack.edge.slots import Slots
+from pilltrack.edge.source import source_of
 from pilltrack.edge.tracking import TrackedPill
-from pilltrack.edge.updater import source_of
 
 
 class _Answer(BaseModel):

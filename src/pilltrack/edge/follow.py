@@ -25,7 +25,8 @@ from pilltrack.edge.happenings import Happening, utc_now
 from pilltrack.edge.selftest import self_test_apart
 from pilltrack.edge.service import Service
 from pilltrack.edge.slots import Slots, State
-from pilltrack.edge.updater import Outcome, UpdateSource, source_of, update
+from pilltrack.edge.source import UpdateSource, source_of
+from pilltrack.edge.updater import Outcome, update
 
 log = logging.getLogger(__name__)
 

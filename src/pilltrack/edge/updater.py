@@ -4,8 +4,6 @@
     -> a slot, whole -> self-test in a process of its own -> state.json names the slot
 
     home/updates/
-      source.json    where from, which channel, how fast
-      root.json      the publisher's first root, handed over with the device: all trust begins here
       metadata/      what the publisher said last, so that it cannot be asked to say less
       files/         downloads; a part is gone on with by the next update
 
@@ -29,7 +27,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 from tuf.api.exceptions import (
     BadVersionNumberError,
     DownloadError,
@@ -40,7 +38,7 @@ from tuf.api.exceptions import (
     RepositoryError,
     UnsignedMetadataError,
 )
-from tuf.api.metadata import Metadata, Root, TargetFile, Targets
+from tuf.api.metadata import Metadata, TargetFile, Targets
 from tuf.ngclient.config import UpdaterConfig
 from tuf.ngclient.updater import Updater
 
@@ -57,24 +55,23 @@ from pilltrack.core.channels import (
     MAX_FILE_BYTES,
     METADATA,
     TARGETS,
-    Channel,
     NewerFormat,
     Release,
     release_in,
     releases_in,
 )
-from pilltrack.core.errors import BundleRejected, InputRejected, PillTrackError, StageFailed
-from pilltrack.core.files import sync_directory, write_durably
+from pilltrack.core.errors import BundleRejected, PillTrackError, StageFailed
+from pilltrack.core.files import sync_directory
 from pilltrack.core.local import LocalReferences, is_store
-from pilltrack.edge.fetch import Damaged, Fetcher, TooSlow, address_of
+from pilltrack.edge.fetch import Damaged, Fetcher, TooSlow
 from pilltrack.edge.selftest import SelfTest
 from pilltrack.edge.slots import SLOTS, Slots, locked, require_whole
+from pilltrack.edge.source import LOCK, ROOT, UpdateSource
 
 log = logging.getLogger(__name__)
 
-SOURCE, ROOT, FILES, NEW = "source.json", "root.json", "files", "new"
+FILES, NEW = "files", "new"
 RESERVE_BYTES = 32 * 1024 * 1024  # that an update leaves free
-MAX_ROOT_BYTES = 512 * 1024
 CLOCK_TOLERANCE = timedelta(days=1)
 
 Reason = Literal[
@@ -98,27 +95,6 @@ Reason = Literal[
 ]
 
 
-class UpdateSource(BaseModel):
-    """The content of source.json: what this device follows, and how."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    url: str
-    channel: Channel = "stable"
-    interval_s: int = Field(default=6 * 3600, ge=60, le=30 * 86_400)  # between two looks, about
-    bytes_per_s: int = Field(default=0, ge=0)  # 0: as fast as the line is
-    max_frame_ms: float = Field(default=1000.0, gt=0)  # from frame to decisions
-    watch_s: int = Field(default=600, ge=1, le=7 * 86_400)  # a new bundle is on trial so long
-
-    @field_validator("url")
-    @classmethod
-    def _is_address(cls, url: str) -> str:
-        found = address_of(url)
-        if not found:
-            raise ValueError("not a directory, nor an address that begins with https:// or http://")
-        return found
-
-
 @dataclass(frozen=True)
 class Outcome:
     """What an update came to.
@@ -138,49 +114,6 @@ class Outcome:
     tried: SelfTest | None = None
 
 
-def join(slots: Slots, source: UpdateSource, root: bytes) -> None:
-    """Have a device follow a publisher, whose root (the bytes of a root.json) it shall trust.
-
-    What an earlier publisher said is forgotten; slots stay. Raises InputRejected for bytes that
-    are no root, StageFailed while an update is running.
-    """
-    if len(root) > MAX_ROOT_BYTES:
-        raise _no_root(f"{len(root)} bytes")
-    try:
-        signed = Metadata[Root].from_bytes(root)
-        signed.verify_delegate(Root.type, signed)
-    except (RepositoryError, ValueError) as error:
-        raise _no_root(str(error) or "something else") from error
-    with _still(slots):
-        shutil.rmtree(slots.root / METADATA, ignore_errors=True)
-        write_durably(slots.root / ROOT, root)
-        write_durably(slots.root / SOURCE, source.model_dump_json(indent=1).encode())
-        sync_directory(slots.root)
-        slots.begin()
-
-
-def leave(slots: Slots) -> None:
-    """Follow nobody any more; the active bundle stays, and so does an update that is running."""
-    (slots.root / SOURCE).unlink(missing_ok=True)
-
-
-def source_of(slots: Slots) -> UpdateSource | None:
-    """Whom a device follows, None if nobody. StageFailed for a source.json that says nothing."""
-    path = slots.root / SOURCE
-    try:
-        return UpdateSource.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (ValidationError, OSError) as error:
-        why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise StageFailed(
-            str(path),
-            found=why,
-            expected="where updates come from",
-            remedy="Run `pilltrack update join` again.",
-        ) from error
-
-
 def update(
     slots: Slots,
     source: UpdateSource,
@@ -195,9 +128,10 @@ def update(
     `self_test` tries a slot; `now` is the device's clock in UTC. With `only_ask` nothing but
     metadata is fetched.
     """
+    job = _Job(slots, source, self_test, now, fetcher)
     try:
         with _explained(now), _alone(slots):
-            return _update(slots, source, self_test, now, fetcher, only_ask)
+            return _update(job, only_ask)
     except _Refused as refused:
         kind: Literal["refused", "failed"] = "failed" if refused.release is None else "refused"
         try:
@@ -218,73 +152,66 @@ def update(
         )
 
 
-def _update(
-    slots: Slots,
-    source: UpdateSource,
-    self_test: Callable[[Path], SelfTest],
-    now: datetime,
-    fetcher: Fetcher,
-    only_ask: bool,
-) -> Outcome:
-    client = _Client(slots.root, source.url, fetcher)
+@dataclass(frozen=True)
+class _Job:
+    """What an update works with."""
+
+    slots: Slots
+    source: UpdateSource
+    self_test: Callable[[Path], SelfTest]
+    now: datetime
+    fetcher: Fetcher
+
+
+def _update(job: _Job, only_ask: bool) -> Outcome:
+    client = _Client(job.slots.root, job.source.url, job.fetcher)
     releases = client.releases()
-    _require_clock(releases, now)
-    release = release_in(source.channel, releases)
+    _require_clock(releases, job.now)
+    release = release_in(job.source.channel, releases)
     if only_ask:
-        return _asked(slots, source, release, now, fetcher)
+        return _asked(job, release)
     yanked = {release.manifest: release.yanked for release in releases if release.yanked}
     try:
-        return _taken(slots, source, client, release, yanked, self_test, now, fetcher)
+        return _taken(job, client, release, yanked)
     finally:
-        _leave_yanked(slots, yanked)
+        _leave_yanked(job.slots, yanked)
 
 
-def _asked(
-    slots: Slots, source: UpdateSource, release: Release | None, now: datetime, fetcher: Fetcher
-) -> Outcome:
+def _asked(job: _Job, release: Release | None) -> Outcome:
     """Whether there is a release to be taken."""
     if release is None:
-        raise _Refused("no release in this channel", f"{source.url} has none in {source.channel}")
+        found = f"{job.source.url} has none in {job.source.channel}"
+        raise _Refused("no release in this channel", found)
     kind: Literal["current", "refused", "available"] = "available"
-    detail, state = "", slots.state()
-    why = state.refuses(release.manifest, now)
+    detail, state = "", job.slots.state()
+    why = state.refuses(release.manifest, job.now)
     if state.active == release.manifest:
         kind, why = "current", ""
     elif why:
         kind, detail = "refused", f"release {release.number} was tried before: {why}"
-    return Outcome(kind, why, detail, release, fetcher.received)
+    return Outcome(kind, why, detail, release, job.fetcher.received)
 
 
-def _taken(
-    slots: Slots,
-    source: UpdateSource,
-    client: _Client,
-    release: Release | None,
-    yanked: dict[str, str],
-    self_test: Callable[[Path], SelfTest],
-    now: datetime,
-    fetcher: Fetcher,
-) -> Outcome:
+def _taken(job: _Job, client: _Client, release: Release | None, yanked: dict[str, str]) -> Outcome:
     """Take a release, if it is another one than the active and not refused."""
-    asked = _asked(slots, source, release, now, fetcher)
+    asked, slots = _asked(job, release), job.slots
     assert release is not None
     if asked.kind == "current":
         _clear(slots)  # what a killed update left
     if asked.kind != "available":
         return asked
-    manifest = release.manifest
-    slot = _staged(slots, client, fetcher, release)
-    tried = self_test(slot)
+    manifest, slot = release.manifest, _staged(job, client, release)
+    tried = job.self_test(slot)
     if not tried.passed:
         slots.prune()
-        if tried.of_home:
-            raise _Refused("home is damaged", "; ".join(tried.failures), tried=tried)
-        raise _Refused("self-test failed", "; ".join(tried.failures), release, tried)
-    slots.switch(manifest, now, yanked)
+        blamed = None if tried.of_home else release
+        reason: Reason = "home is damaged" if tried.of_home else "self-test failed"
+        raise _Refused(reason, "; ".join(tried.failures), blamed, tried)
+    slots.switch(manifest, job.now, yanked)
     for collision in tried.collisions:
-        slots.record("collision", "enrolled pills look alike", manifest, str(collision), now)
+        slots.record("collision", "enrolled pills look alike", manifest, str(collision), job.now)
     _clear(slots)
-    return Outcome("switched", release=release, received_bytes=fetcher.received, tried=tried)
+    return Outcome("switched", release=release, received_bytes=job.fetcher.received, tried=tried)
 
 
 def _leave_yanked(slots: Slots, yanked: dict[str, str]) -> None:
@@ -306,7 +233,11 @@ def _clear(slots: Slots) -> None:
         with contextlib.suppress(BundleRejected):
             spaces.add(read_bundle(bundle).space)
     if is_store(home):
-        with LocalReferences(home, check=False) as local:
+        # Who cannot clean up has switched all the same.
+        with (
+            contextlib.suppress(StageFailed),
+            LocalReferences(home, check=False) as local,
+        ):
             local.keep_spaces(spaces)
 
 
@@ -314,7 +245,7 @@ class _Client:
     """What the publisher says, by The Update Framework's rules."""
 
     def __init__(self, root: Path, url: str, fetcher: Fetcher) -> None:
-        self.directory, self.url, self._fetcher, self._root = root / METADATA, url, fetcher, root
+        self.directory, self.url, self.fetcher, self._root = root / METADATA, url, fetcher, root
 
     def releases(self) -> list[Release]:
         self.directory.mkdir(mode=0o700, exist_ok=True)
@@ -324,7 +255,7 @@ class _Client:
         self._client = Updater(
             str(self.directory),
             f"{self.url}/{METADATA}/",
-            fetcher=self._fetcher,
+            fetcher=self.fetcher,
             config=UpdaterConfig(prefix_targets_with_hash=False),
             bootstrap=(self._root / ROOT).read_bytes(),
         )
@@ -356,8 +287,9 @@ class _Listing(BaseModel):
     files: dict[PlainName, FileRecord] = Field(max_length=MAX_FILES)
 
 
-def _staged(slots: Slots, client: _Client, fetcher: Fetcher, release: Release) -> Path:
+def _staged(job: _Job, client: _Client, release: Release) -> Path:
     """The slot of a release: fetched, complete and proven."""
+    slots = job.slots
     slot = slots.slot(release.manifest)
     try:
         require_whole(slot, release.manifest)
@@ -369,7 +301,7 @@ def _staged(slots: Slots, client: _Client, fetcher: Fetcher, release: Release) -
     if manifest.length > MAX_MANIFEST_BYTES:
         raise _Refused("too long", f"a manifest of {manifest.length} bytes", release)
     _require_room(slots.root, manifest.length)
-    fetched = _fetched(client, fetcher, files, release.manifest, manifest.length)
+    fetched = _fetched(client, files, release.manifest, manifest.length)
     listing = _listing(fetched, release)
     here = _files_here(slots)
     missing = {
@@ -384,7 +316,7 @@ def _staged(slots: Slots, client: _Client, fetcher: Fetcher, release: Release) -
     arriving = sum(length - _arrived(files, sha256) for sha256, length in missing.items())
     _require_room(slots.root, total + arriving)
     for sha256, length in missing.items():
-        here[sha256] = _fetched(client, fetcher, files, sha256, length)
+        here[sha256] = _fetched(client, files, sha256, length)
     with _new_slot(slots, release.manifest) as new:
         shutil.copyfile(fetched, new / MANIFEST_FILE)
         for name, record in listing.files.items():
@@ -397,10 +329,10 @@ def _staged(slots: Slots, client: _Client, fetcher: Fetcher, release: Release) -
     return slot
 
 
-def _fetched(client: _Client, fetcher: Fetcher, files: Path, sha256: str, length: int) -> Path:
+def _fetched(client: _Client, files: Path, sha256: str, length: int) -> Path:
     path = files / sha256
     if not path.exists():
-        fetcher.fetch_file(f"{client.url}/{TARGETS}/{sha256}", path, sha256, length)
+        client.fetcher.fetch_file(f"{client.url}/{TARGETS}/{sha256}", path, sha256, length)
     return path
 
 
@@ -506,25 +438,10 @@ class _Refused(Exception):
 @contextmanager
 def _alone(slots: Slots) -> Iterator[None]:
     try:
-        lock = locked(slots.root / "update.lock", wait=False)
-        with lock:
+        with locked(slots.root / LOCK, wait=False):
             yield
     except BlockingIOError as error:
         raise _Refused("another update is running", "wait for it to end") from error
-
-
-@contextmanager
-def _still(slots: Slots) -> Iterator[None]:
-    try:
-        with _alone(slots):
-            yield
-    except _Refused as refused:
-        raise StageFailed(
-            str(slots.root),
-            found=refused.reason,
-            expected="no update meanwhile",
-            remedy="Try again when it has ended.",
-        ) from refused
 
 
 _REASONS: dict[type[Exception], Reason] = {  # the first that fits
@@ -558,15 +475,6 @@ def _explained(now: datetime) -> Iterator[None]:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise _Refused("disk is full" if full else "disk fails", str(error)) from error
-
-
-def _no_root(found: str) -> InputRejected:
-    return InputRejected(
-        "root",
-        found=" ".join(found.split())[:200],
-        expected="the publisher's root.json, signed by its own keys",
-        remedy="Ask the publisher for it (docs/fleet.md, Keys).",
-    )
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
