@@ -94,7 +94,7 @@ def test_an_experiment_can_be_left_and_taken_up_again(clone: Path) -> None:
 
 def test_a_queued_experiment_runs_beside_the_working_directory(clone: Path) -> None:
     before = (clone / "params.yaml").read_bytes()
-    run(clone, *brief({"temperature": 0.15}), "--temp", "--name", "beside")
+    run(clone, *brief({"temperature": 0.15}), "--temp", "--name", "beside", "distill")
     assert (clone / "params.yaml").read_bytes() == before
     distill = experiments(clone)["beside"]["params"]["params.yaml"]["data"]["distill"]
     assert distill["temperature"] == 0.15

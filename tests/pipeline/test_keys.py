@@ -41,7 +41,7 @@ def test_init_makes_a_root_that_is_signed_by_its_threshold(tmp_path: Path) -> No
     assert root.root.roles["snapshot"].keyids != root.root.roles["targets"].keyids
     assert {key.scheme for key in root.root.keys.values()} == {"ed25519"}
     assert root.days == Days(root=730, targets=365, online=30)
-    assert abs(root.root.expires - (NOW + timedelta(days=730))) < timedelta(minutes=5)
+    assert abs(root.root.expires - (datetime.now(UTC) + timedelta(days=730))) < timedelta(minutes=5)
     assert len(list(folder.glob("*.pem"))) == 7
 
 
