@@ -450,7 +450,8 @@ def test_a_teacher_that_distill_would_refuse_is_refused(
     ("url", "words"),
     [
         ("postgresql://me:hidden@127.0.0.1:1/pills", "postgresql://127.0.0.1:1/pills"),
-        ("postgres://me:hidden@127.0.0.1:1/pills?sslpassword=hidden", "refused"),
+        ("postgres://me:hidden@127.0.0.1:1/pills?sslpassword=hidden", "the options sslpassword"),
+        ("postgresql://me:hidden@127.0.0.1:1/pills?sslmode=verify-full", "127.0.0.1"),
         ("postgresql//me:hidden@127.0.0.1/pills", "no URL of a database"),
         ("mysql://me:hidden@127.0.0.1/pills", "a URL of kind 'mysql'"),
         ("sqlite://", "a URL of kind 'sqlite'"),

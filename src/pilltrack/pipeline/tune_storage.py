@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import ssl
 import threading
 import time
 import warnings
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 STORAGE_VARIABLE = "PILLTRACK_TUNE_STORAGE"
 DEFAULT_URL = "sqlite:///tune.db"
+TLS = {"sslmode": "verify-full"}  # an option of PostgreSQL's URLs
 HEARTBEAT_S, GRACE_S = 10, 60
 SILENCE_TIMEOUT_S, LOCK_TIMEOUT_S = 30, 60
 MAX_RETRIES = 2  # of a trial whose process died
@@ -50,6 +52,8 @@ def open_storage(url: str) -> RDBStorage:
     connect: dict[str, Any] = (
         {"timeout": LOCK_TIMEOUT_S} if on_sqlite else {"timeout": SILENCE_TIMEOUT_S}
     )
+    if dict(known.query) == TLS:
+        known, connect["ssl_context"] = known.set(query={}), ssl.create_default_context()
     with speaking_to(url), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # heartbeats may change in another version: it is pinned
         for start in range(1, MAX_STARTS + 1):
@@ -161,6 +165,13 @@ def _parsed(url: str) -> URL:
     except (ArgumentError, ValueError):
         backend = ""
     if backend in ("postgres", "postgresql", "postgresql+pg8000"):
+        if dict(known.query) not in ({}, TLS):
+            raise InputRejected(
+                f"the storage {shown(url)}",
+                found=f"the options {', '.join(sorted(known.query))}",
+                expected="none, or ?sslmode=verify-full",
+                remedy="Correct --storage or PILLTRACK_TUNE_STORAGE.",
+            )
         password = known.password or os.environ.get("PGPASSWORD")
         return known.set(drivername="postgresql+pg8000", password=password)
     if backend == "sqlite" and known.database and known.database != ":memory:":
