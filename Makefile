@@ -37,7 +37,7 @@ demo: install $(DATA)
 	@pilltrack summary
 
 test: install
-	python -m pytest --numprocesses 2 --dist loadgroup
+	python -m pytest
 
 check: install lint
 	ruff check .

@@ -13,17 +13,6 @@ from tests.clone import run, tiny
 from tests.imports import ROOT
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests one process runs, where `make test` starts two: those of a file, in their order.
-
-    What needs the repository, in which the pipeline takes minutes, goes to one process too.
-    """
-    for item in items:
-        needs = "repository" in getattr(item, "fixturenames", ())
-        group = "repository" if needs else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone with tiny parameters after one `dvc repro`."""
