@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from pilltrack.core.errors import StageFailed
+from pilltrack.core.identify import Identifier
 from pilltrack.edge import follow
 from pilltrack.edge.follow import Follower, Following, Timer
 from pilltrack.edge.happenings import Happening, utc_now
@@ -231,7 +232,7 @@ def test_a_bundle_that_breaks_its_promises_while_nobody_looks_is_given_up(
 ) -> None:  # fmt: skip
     slots.switch(digests[0], NOW)
     follower.step()
-    monkeypatch.setattr(follow, "broken_promises", lambda *_, **__: ("probe 1: cosine 0.1",))
+    monkeypatch.setattr(Identifier, "broken_promises", lambda *_, **__: ("probe 1: cosine 0.1",))
     clock.now_s = 601.0
     follower.step()
     assert slots.state().active is None

@@ -26,6 +26,7 @@ from pilltrack.core.errors import BundleRejected, SpaceMismatch
 from pilltrack.core.gallery import Candidate, Gallery  # noqa: F401 - Candidate: doctest
 from pilltrack.core.local import LocalReferences, is_store
 from pilltrack.core.locate import Found, Locator, crop
+from pilltrack.core.probes import Probes, broken_promises
 
 # Comes with the package; no pill is enrolled in it.
 STARTER_BUNDLE = Path(__file__).parents[1] / "starter" / "bundle"
@@ -146,6 +147,16 @@ class Identifier:
         [decision] = identify_crops([photo], *parts, n_candidates)
         height, width = photo.shape[:2]
         return [IdentifiedPill((0, 0, width, height), 1.0, decision)]
+
+    def broken_promises(self, probes: Probes) -> tuple[str, ...]:
+        """Say which promises of its probes the bundle breaks; what was enrolled here counts not."""
+        return broken_promises(
+            probes,
+            locator=self.locator,
+            embedder=self.embedder,
+            gallery=self.gallery.bundled,
+            rule=self.calibration,
+        )
 
     def close(self) -> None:
         """Release the gallery. Harmless when repeated."""

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pilltrack.core.bundle import PROBES_FILE
 from pilltrack.core.errors import PillTrackError, StageFailed
-from pilltrack.core.probes import broken_promises, read_probes
+from pilltrack.core.probes import read_probes
 from pilltrack.edge.fetch import Fetcher
 from pilltrack.edge.happenings import Happening, utc_now
 from pilltrack.edge.selftest import self_test_apart
@@ -88,14 +88,8 @@ class Follower:
                 self._seen_s = now_s
             return
         # Perhaps nobody looked meanwhile, and no look says what it should have been.
-        identifier = self.service.identifier
-        broken = broken_promises(
-            read_probes(self.service.bundle / PROBES_FILE),
-            locator=identifier.locator,
-            embedder=identifier.embedder,
-            gallery=identifier.gallery.bundled,
-            rule=identifier.calibration,
-        )
+        probes = read_probes(self.service.bundle / PROBES_FILE)
+        broken = self.service.identifier.broken_promises(probes)
         if broken:
             self._give_up(manifest, "failed its watch", "; ".join(broken))
         else:

@@ -32,7 +32,7 @@ from pilltrack.core.errors import GateFailed, PillTrackError, StageFailed
 from pilltrack.core.gallery import Candidate
 from pilltrack.core.identify import Identifier, open_identifier
 from pilltrack.core.local import EMBED_BATCH, LocalReferences, is_store
-from pilltrack.core.probes import Probes, broken_promises, read_probes
+from pilltrack.core.probes import Probes, read_probes
 from pilltrack.core.quality import collision
 
 MAX_FRAME_MS = 1000.0  # slower than that, a counter is no better off than with a loupe
@@ -83,13 +83,7 @@ def self_test(bundle: Path, home: Path | None, max_frame_ms: float = MAX_FRAME_M
     try:
         with open_identifier(bundle, local=home) as identifier:
             probes = read_probes(bundle / PROBES_FILE)
-            failures = broken_promises(
-                probes,
-                locator=identifier.locator,
-                embedder=identifier.embedder,
-                gallery=identifier.gallery.bundled,
-                rule=identifier.calibration,
-            )
+            failures = identifier.broken_promises(probes)
             frame_ms = _frame_ms(identifier, probes)
             if not frame_ms <= max_frame_ms:
                 failures += (f"a frame takes {frame_ms:.1f} ms, at most {max_frame_ms:g} allowed",)

@@ -18,7 +18,7 @@ from pilltrack.core.bundle import MANIFEST_FILE, PROBES_FILE, read_bundle
 from pilltrack.core.channels import MAX_FILE_BYTES
 from pilltrack.core.errors import BundleRejected, GateFailed
 from pilltrack.core.identify import open_identifier
-from pilltrack.core.probes import broken_promises, read_probes
+from pilltrack.core.probes import read_probes
 
 log = logging.getLogger(__name__)
 
@@ -64,13 +64,7 @@ def require_proven(bundle: Path) -> None:
     with open_identifier(bundle) as identifier:
         name = f"bundle {identifier.manifest.name!r:.60}"
         probes = read_probes(bundle / PROBES_FILE)
-        broken = broken_promises(
-            probes,
-            locator=identifier.locator,
-            embedder=identifier.embedder,
-            gallery=identifier.gallery.bundled,
-            rule=identifier.calibration,
-        )
+        broken = identifier.broken_promises(probes)
         is_empty = not len(identifier.gallery.bundled)
     if broken:
         raise GateFailed(
