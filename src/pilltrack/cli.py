@@ -19,8 +19,19 @@ from typing import TYPE_CHECKING, Any
 
 from pilltrack import __version__
 from pilltrack.cli_fleet import add_fleet
+from pilltrack.cli_parts import (
+    add_bundle,
+    add_home,
+    bundle_of,
+    home_of,
+    new_command,
+    not_negative,
+    positive,
+    say,
+    starter_bundle,
+)
+from pilltrack.cli_update import add_update
 from pilltrack.core.errors import (
-    BundleRejected,
     GateFailed,
     InputRejected,
     PillTrackError,
@@ -29,7 +40,6 @@ from pilltrack.core.errors import (
 
 if TYPE_CHECKING:
     from pilltrack.edge.enrol import PhotosRefused
-    from pilltrack.edge.slots import Slots
 
 STAGES = {
     "prepare": "check the photos of the zip and split them by pill",
@@ -88,10 +98,6 @@ def _complain(error: PillTrackError) -> int:
     return error.exit_code
 
 
-def _say(text: str) -> None:
-    sys.stderr.write(f"pilltrack: {text}\n")
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pilltrack",
@@ -102,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-v", "--verbose", action="store_true", help="show debug messages")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for stage, summary in STAGES.items():
-        command = _command(
+        command = new_command(
             commands, stage, f"stage: {summary}", f"pilltrack {stage}\ndvc repro {stage}"
         )
         _add_run(command)
@@ -118,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_count(commands)
     _add_gallery(commands)
     _add_serve(commands)
-    _add_update(commands)
+    add_update(commands)
     _add_audit(commands)
     _add_evaluate_folder(commands)
     _add_evaluate_epillid(commands)
@@ -136,18 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_summary(commands)
     _add_remote(commands)
     _add_doctor(commands)
-    add_fleet(commands, _command, _say)
-    return parser
-
-
-def _command(commands: Any, name: str, summary: str, examples: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=summary,
-        description=summary[0].upper() + summary[1:] + ".",
-        epilog="examples:\n" + "\n".join(f"  {line}" for line in examples.splitlines()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    add_fleet(commands)
     return parser
 
 
@@ -184,7 +179,7 @@ def _run_stage(arguments: argparse.Namespace) -> int:
 
 
 def _add_identify(commands: Any) -> None:
-    command = _command(
+    command = new_command(
         commands,
         "identify",
         "find and name the pills in photos",
@@ -198,8 +193,8 @@ def _add_identify(commands: Any) -> None:
         "the home. With --bundle by what that bundle holds; add --home to search the home as well."
     )
     command.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    _add_bundle(command)
-    _add_home(command)
+    add_bundle(command)
+    add_home(command)
     command.add_argument("--json", action="store_true", help="one JSON object per image")
     _add_crop(command)
     _add_draw(command)
@@ -213,18 +208,18 @@ def _identify(arguments: argparse.Namespace) -> int:
     from pilltrack.core.locate import MAX_PILLS
 
     # A run with a bundle of its own must not depend on what else this device has learnt.
-    local = _home(arguments) if arguments.home or not arguments.bundle else None
+    local = home_of(arguments) if arguments.home or not arguments.bundle else None
     drawings = _drawings(arguments)
-    with open_identifier(_bundle(arguments), local=local) as identifier:
+    with open_identifier(bundle_of(arguments), local=local) as identifier:
         if not len(identifier.gallery):
-            _say("no pill is enrolled, so every pill is unknown; " + _how_to_enrol(local))
-        elif arguments.home and not is_store(_home(arguments)):
-            _say(f"no pill is enrolled in {local}; " + _how_to_enrol(local))
+            say("no pill is enrolled, so every pill is unknown; " + _how_to_enrol(local))
+        elif arguments.home and not is_store(home_of(arguments)):
+            say(f"no pill is enrolled in {local}; " + _how_to_enrol(local))
 
         def answer(image: Path, photo: Any) -> None:
             pills = (identifier.identify_crop if arguments.crop else identifier.identify)(photo)
             if len(pills) == MAX_PILLS:
-                _say(f"{image}: {MAX_PILLS} pills are all that one photo can give; show fewer")
+                say(f"{image}: {MAX_PILLS} pills are all that one photo can give; show fewer")
             if arguments.json:
                 print(json.dumps(to_json(str(image), pills), ensure_ascii=False))
             elif not pills:
@@ -253,7 +248,7 @@ def _for_each_image(images: Sequence[Path], answer: Callable[[Path, Any], None])
 
 
 def _add_count(commands: Any) -> None:
-    command = _command(
+    command = new_command(
         commands,
         "count",
         "count the pills in photos, of whatever kind",
@@ -262,7 +257,7 @@ def _add_count(commands: Any) -> None:
         "pilltrack count --json trays/*.jpg",
     )
     command.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    _add_bundle(command)
+    add_bundle(command)
     command.add_argument("--json", action="store_true", help="one JSON object per image")
     _add_draw(command)
     command.set_defaults(run=_count)
@@ -274,13 +269,13 @@ def _count(arguments: argparse.Namespace) -> int:
     from pilltrack.core.locate import MAX_PILLS
 
     drawings = _drawings(arguments)
-    locator = open_locator(_bundle(arguments))
+    locator = open_locator(bundle_of(arguments))
 
     def answer(image: Path, photo: Any) -> None:
         found = locator.locate(photo)
         more = len(found) == MAX_PILLS
         if more:
-            _say(f"{image}: {MAX_PILLS} pills are all that one photo can give; count fewer at once")
+            say(f"{image}: {MAX_PILLS} pills are all that one photo can give; count fewer at once")
         if arguments.json:
             pills = [{"box": pill.box, "confidence": round(pill.confidence, 4)} for pill in found]
             counted = {"image": str(image), "count": len(found), "or_more": more, "pills": pills}
@@ -353,7 +348,7 @@ def _draw(to: Path | None, photo: Any, marks: Any) -> None:
 
 
 def _add_gallery(commands: Any) -> None:
-    gallery = _command(
+    gallery = new_command(
         commands,
         "gallery",
         "teach this device pills from photos, list, show, pass on and forget them",
@@ -362,7 +357,7 @@ def _add_gallery(commands: Any) -> None:
         "pilltrack gallery remove ibuprofen-200",
     )
     actions = gallery.add_subparsers(title="actions", metavar="ACTION", required=True)
-    add = _command(
+    add = new_command(
         actions,
         "add",
         "enrol photos of a pill, each showing it alone: all of them or none",
@@ -392,9 +387,9 @@ def _add_gallery(commands: Any) -> None:
         help="enrol in spite of faults; `pilltrack audit overrides` lists why",
     )
     _add_crop(add)
-    _add_bundle(add)
+    add_bundle(add)
     add.set_defaults(run=_gallery_add, usage_error=add.error)
-    listing = _command(
+    listing = new_command(
         actions,
         "list",
         "the pills enrolled on this device and how many references each has",
@@ -402,7 +397,7 @@ def _add_gallery(commands: Any) -> None:
     )
     listing.add_argument("--json", action="store_true", help="print one JSON object")
     listing.set_defaults(run=_gallery_list)
-    remove = _command(
+    remove = new_command(
         actions,
         "remove",
         "forget a pill and delete its photos",
@@ -410,7 +405,7 @@ def _add_gallery(commands: Any) -> None:
     )
     remove.add_argument("name", metavar="NAME")
     remove.set_defaults(run=_gallery_remove)
-    show = _command(
+    show = new_command(
         actions,
         "show",
         "the photos that this device keeps of a pill",
@@ -419,7 +414,7 @@ def _add_gallery(commands: Any) -> None:
     show.add_argument("name", metavar="NAME")
     show.add_argument("--json", action="store_true", help="print one JSON object")
     show.set_defaults(run=_gallery_show)
-    export = _command(
+    export = new_command(
         actions,
         "export",
         "write all pills enrolled on this device to a zip, for another device",
@@ -427,17 +422,17 @@ def _add_gallery(commands: Any) -> None:
     )
     export.add_argument("zip", type=Path, metavar="ZIP")
     export.set_defaults(run=_gallery_export)
-    importing = _command(
+    importing = new_command(
         actions,
         "import",
         "enrol the pills of such a zip on this device",
         "pilltrack gallery import pills.zip",
     )
     importing.add_argument("zip", type=Path, metavar="ZIP")
-    _add_bundle(importing)
+    add_bundle(importing)
     importing.set_defaults(run=_gallery_import)
     for action in (add, listing, remove, show, export, importing):
-        _add_home(action)
+        add_home(action)
 
 
 def _gallery_add(arguments: argparse.Namespace) -> int:
@@ -452,15 +447,15 @@ def _gallery_add(arguments: argparse.Namespace) -> int:
     images += [(image, side) for side, of_side in sides.items() for image in of_side]
     if not images:
         arguments.usage_error("name at least one IMAGE")
-    home, photos, code = _home(arguments), [], 0
-    with open_identifier(_bundle(arguments), local=home) as identifier:
+    home, photos, code = home_of(arguments), [], 0
+    with open_identifier(bundle_of(arguments), local=home) as identifier:
         for image, _ in images:
             try:
                 photos.append((image.name, read_image(image)))
             except InputRejected as error:  # the other bad files shall be named too
                 code = _complain(error)
         if code:
-            _say("nothing was added")
+            say("nothing was added")
             return code
         try:
             done = enrol(
@@ -479,9 +474,9 @@ def _gallery_add(arguments: argparse.Namespace) -> int:
     print(f"{arguments.name}: {_references(done.references)} ({done.new} new)")
     if done.overridden:
         kinds = ", ".join(dict.fromkeys(fault.kind for fault in done.overridden))
-        _say(f"enrolled all the same ({kinds}); the reason is on record")
+        say(f"enrolled all the same ({kinds}); the reason is on record")
     if done.references < 3:
-        _say("three or more photos, turned and lit differently, are recognised more surely")
+        say("three or more photos, turned and lit differently, are recognised more surely")
     return 0
 
 
@@ -497,9 +492,9 @@ def _complain_of_faults(refused: PhotosRefused, images: Sequence[str], home: Pat
             remedy += f" The picture of {fault.other}: {picture}."
         _complain(InputRejected(subject, found=found, expected=fault.expected, remedy=remedy))
     if judged.can_override:
-        _say("nothing was added; --override REASON enrols all the same, and keeps the reason")
+        say("nothing was added; --override REASON enrols all the same, and keeps the reason")
     else:
-        _say(
+        say(
             "nothing was added; of none or several pills there is nothing to enrol, whatever the "
             "reason; --crop takes a photo that is nothing but the pill as it is"
         )
@@ -508,7 +503,7 @@ def _complain_of_faults(refused: PhotosRefused, images: Sequence[str], home: Pat
 def _gallery_list(arguments: argparse.Namespace) -> int:
     from pilltrack.core.local import LocalReferences, is_store
 
-    home, pills = _home(arguments), {}
+    home, pills = home_of(arguments), {}
     if is_store(home):
         with LocalReferences(home) as local:
             pills = local.pills()
@@ -519,7 +514,7 @@ def _gallery_list(arguments: argparse.Namespace) -> int:
     for pill, count in pills.items():
         print(f"{count:6}  {pill}")
     if not pills:
-        _say(f"no pill is enrolled in {home}; " + _how_to_enrol(home))
+        say(f"no pill is enrolled in {home}; " + _how_to_enrol(home))
     return 0
 
 
@@ -528,7 +523,7 @@ def _gallery_remove(arguments: argparse.Namespace) -> int:
 
     from pilltrack.core.local import LocalReferences, is_store
 
-    home, n_removed, names = _home(arguments), 0, []
+    home, n_removed, names = home_of(arguments), 0, []
     if is_store(home):
         with LocalReferences(home) as local:
             n_removed = local.remove(arguments.name)
@@ -546,7 +541,7 @@ def _gallery_remove(arguments: argparse.Namespace) -> int:
 def _gallery_show(arguments: argparse.Namespace) -> int:
     from pilltrack.core.local import CROPS_DIRECTORY, LocalReferences, is_store
 
-    home, kept = _home(arguments), []
+    home, kept = home_of(arguments), []
     if is_store(home):
         with LocalReferences(home) as local:
             kept = local.kept(arguments.name)
@@ -578,7 +573,7 @@ def _gallery_export(arguments: argparse.Namespace) -> int:
     from pilltrack.core.exchange import export_references
     from pilltrack.core.local import LocalReferences, is_store
 
-    home = _home(arguments)
+    home = home_of(arguments)
     if not is_store(home):
         raise InputRejected(
             str(home), found="no enrolled pill", expected="some", remedy=_how_to_enrol(home)
@@ -594,8 +589,8 @@ def _gallery_import(arguments: argparse.Namespace) -> int:
     from pilltrack.core.local import LocalReferences
 
     with (
-        open_identifier(_bundle(arguments)) as identifier,
-        LocalReferences(_home(arguments)) as local,
+        open_identifier(bundle_of(arguments)) as identifier,
+        LocalReferences(home_of(arguments)) as local,
     ):
         added = import_references(local, arguments.zip)
         local.embedded(identifier.embedder)  # the next identify is fast
@@ -605,7 +600,7 @@ def _gallery_import(arguments: argparse.Namespace) -> int:
 
 
 def _add_audit(commands: Any) -> None:
-    audit = _command(
+    audit = new_command(
         commands,
         "audit",
         "the decisions on record: list them, check that none was changed, make one again",
@@ -613,16 +608,16 @@ def _add_audit(commands: Any) -> None:
         "pilltrack audit overrides",
     )
     actions = audit.add_subparsers(title="actions", metavar="ACTION", required=True)
-    listing = _command(
+    listing = new_command(
         actions,
         "list",
         "the newest decisions on record",
         "pilltrack audit list\npilltrack audit list --limit 5 --json",
     )
-    listing.add_argument("--limit", type=_positive, default=20, help="default: 20")
+    listing.add_argument("--limit", type=positive, default=20, help="default: 20")
     listing.add_argument("--json", action="store_true", help="one JSON object per decision")
     listing.set_defaults(run=_audit_list)
-    verify = _command(
+    verify = new_command(
         actions,
         "verify",
         "check the chain: no row changed, taken out or put in between",
@@ -632,32 +627,32 @@ def _add_audit(commands: Any) -> None:
         "--head", metavar="HEAD", help="what verify printed before: that row must still be there"
     )
     verify.set_defaults(run=_audit_verify)
-    replay = _command(
+    replay = new_command(
         actions,
         "replay",
         "make a decision again from its crops and compare",
         "pilltrack audit replay 17\npilltrack audit replay 17 --bundle artifacts/package/bundle",
     )
-    replay.add_argument("number", type=_positive, metavar="ID")
-    _add_bundle(replay)
+    replay.add_argument("number", type=positive, metavar="ID")
+    add_bundle(replay)
     replay.set_defaults(run=_audit_replay)
-    overrides = _command(
+    overrides = new_command(
         actions,
         "overrides",
         "pills that were enrolled in spite of faults, and why",
         "pilltrack audit overrides\npilltrack audit overrides --limit 5 --json",
     )
-    overrides.add_argument("--limit", type=_positive, default=20, help="default: 20")
+    overrides.add_argument("--limit", type=positive, default=20, help="default: 20")
     overrides.add_argument("--json", action="store_true", help="one JSON object per override")
     overrides.set_defaults(run=_audit_overrides)
     for action in (listing, verify, replay, overrides):
-        _add_home(action)
+        add_home(action)
 
 
 def _audit_list(arguments: argparse.Namespace) -> int:
     from pilltrack.edge.audit import AuditLog
 
-    with AuditLog(_home(arguments), create=False) as log:
+    with AuditLog(home_of(arguments), create=False) as log:
         for entry in log.records(arguments.limit):
             record = entry.record
             if arguments.json:
@@ -676,11 +671,11 @@ def _audit_verify(arguments: argparse.Namespace) -> int:
     from pilltrack.edge.audit import AuditLog, parse_head
 
     head = parse_head(arguments.head) if arguments.head else None
-    with AuditLog(_home(arguments), create=False) as log:
+    with AuditLog(home_of(arguments), create=False) as log:
         now = log.verify(head)
         print(f"{now.id} rows, none changed; head {now}")
     if head is None:
-        _say("keep this head elsewhere: without it nobody can see that the end was cut off")
+        say("keep this head elsewhere: without it nobody can see that the end was cut off")
     return 0
 
 
@@ -689,10 +684,10 @@ def _audit_replay(arguments: argparse.Namespace) -> int:
     from pilltrack.edge.audit import AuditLog
     from pilltrack.edge.replay import replay
 
-    home = _home(arguments)
+    home = home_of(arguments)
     with (
         AuditLog(home, create=False) as log,
-        open_identifier(_bundle(arguments), local=home) as identifier,
+        open_identifier(bundle_of(arguments), local=home) as identifier,
     ):
         again = replay(
             log,
@@ -712,7 +707,7 @@ def _audit_replay(arguments: argparse.Namespace) -> int:
 def _audit_overrides(arguments: argparse.Namespace) -> int:
     from pilltrack.edge.audit import AuditLog
 
-    with AuditLog(_home(arguments), create=False) as log:
+    with AuditLog(home_of(arguments), create=False) as log:
         for number, override in log.overrides(arguments.limit):
             if arguments.json:
                 row = {"id": number, **override.model_dump(mode="json")}
@@ -726,7 +721,7 @@ def _audit_overrides(arguments: argparse.Namespace) -> int:
 
 
 def _add_serve(commands: Any) -> None:
-    command = _command(
+    command = new_command(
         commands,
         "serve",
         "open the device's page and API on this machine",
@@ -735,8 +730,8 @@ def _add_serve(commands: Any) -> None:
         "PILLTRACK_TOKEN=... pilltrack serve --host 192.168.1.20\n"
         "PILLTRACK_MQTT_PASSWORD=... pilltrack serve --mqtt-host broker.local --mqtt-tls",
     )
-    _add_bundle(command)
-    _add_home(command)
+    add_bundle(command)
+    add_home(command)
     command.add_argument(
         "--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only"
     )
@@ -745,7 +740,7 @@ def _add_serve(commands: Any) -> None:
         "--camera", metavar="SOURCE", help="of the device: a number, /dev/video0, or a video file"
     )
     command.add_argument(
-        "--threads", type=_positive, default=2, help="that each model may use; default: 2"
+        "--threads", type=positive, default=2, help="that each model may use; default: 2"
     )
     command.add_argument(
         "--mqtt-host", metavar="HOST", help="a broker that is told of events (docs/device.md)"
@@ -765,9 +760,9 @@ def _serve(arguments: argparse.Namespace) -> int:
     from pilltrack.edge.settings import Settings, broker_of, token_of
 
     settings = Settings(
-        bundle=arguments.bundle or _starter(),
+        bundle=arguments.bundle or starter_bundle(),
         follow=arguments.bundle is None,
-        home=_home(arguments),
+        home=home_of(arguments),
         host=arguments.host,
         port=arguments.port,
         token=token_of(),
@@ -781,270 +776,6 @@ def _serve(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _add_update(commands: Any) -> None:
-    update = _command(
-        commands,
-        "update",
-        "follow a publisher: new models and galleries, proven and tried before they count",
-        "pilltrack update join --from https://pills.example.org/releases --root 1.root.json\n"
-        "pilltrack update now\n"
-        "pilltrack update status",
-    )
-    actions = update.add_subparsers(title="actions", metavar="ACTION", required=True)
-    join = _command(
-        actions,
-        "join",
-        "name the publisher, and hand over the root that this device shall trust",
-        "pilltrack update join --from https://pills.example.org/releases --root 1.root.json\n"
-        "pilltrack update join --from /media/stick/releases --root 1.root.json --channel beta",
-    )
-    join.add_argument(
-        "--from", dest="url", required=True, metavar="ADDRESS", help="https://... or a directory"
-    )
-    join.add_argument(
-        "--root", type=Path, required=True, metavar="FILE", help="the publisher's N.root.json"
-    )
-    join.add_argument("--channel", choices=("stable", "beta"), default="stable")
-    join.add_argument(
-        "--every-hours", type=float, default=6.0, metavar="N", help="between two looks; default: 6"
-    )
-    join.add_argument(
-        "--max-kb-per-s", type=_positive, default=0, metavar="N", help="default: no limit"
-    )
-    join.add_argument(
-        "--max-frame-ms",
-        type=float,
-        default=1000.0,
-        metavar="N",
-        help="a bundle that takes longer for a frame is refused; default: 1000",
-    )
-    join.add_argument(
-        "--watch-s",
-        type=_positive,
-        default=600,
-        metavar="N",
-        help="how long a new bundle is on trial while serving; default: 600",
-    )
-    join.set_defaults(run=_update_join)
-    check = _command(
-        actions, "check", "ask whether there is another bundle", "pilltrack update check --json"
-    )
-    now = _command(
-        actions,
-        "now",
-        "fetch, prove, try and switch to the channel's bundle, if it is another one",
-        "pilltrack update now\npilltrack update now --retry",
-    )
-    now.add_argument("--retry", action="store_true", help="try again what was refused before")
-    status = _command(
-        actions,
-        "status",
-        "which bundle is active, whom this device follows, what happened",
-        "pilltrack update status\npilltrack update status --json",
-    )
-    back = _command(
-        actions,
-        "back",
-        "go back to the bundle before; the one left is not tried again",
-        "pilltrack update back",
-    )
-    leave = _command(
-        actions, "leave", "follow nobody; the active bundle stays", "pilltrack update leave"
-    )
-    check.set_defaults(run=_update_now, only_ask=True, retry=False)
-    now.set_defaults(run=_update_now, only_ask=False)
-    status.set_defaults(run=_update_status)
-    back.set_defaults(run=_update_back)
-    leave.set_defaults(run=_update_leave)
-    for action in (join, check, now, status, back, leave):
-        _add_home(action)
-    for action in (check, now, status):
-        action.add_argument("--json", action="store_true", help="print JSON")
-
-
-def _update_join(arguments: argparse.Namespace) -> int:
-    from pydantic import ValidationError
-
-    from pilltrack.edge.source import UpdateSource, join
-
-    try:
-        source = UpdateSource(
-            url=arguments.url,
-            channel=arguments.channel,
-            interval_s=round(3600 * arguments.every_hours),
-            bytes_per_s=1000 * arguments.max_kb_per_s,
-            max_frame_ms=arguments.max_frame_ms,
-            watch_s=arguments.watch_s,
-        )
-    except (ValidationError, ValueError, OverflowError) as error:
-        options = {"url": "--from", "interval_s": "--every-hours", "watch_s": "--watch-s",
-                   "bytes_per_s": "--max-kb-per-s", "max_frame_ms": "--max-frame-ms"}  # fmt: skip
-        first = error.errors()[0] if isinstance(error, ValidationError) else None
-        option = "--every-hours" if first is None else options[str(first["loc"][0])]
-        ranges = {
-            "--from": "https://... or http://... without a login, or a directory",
-            "--every-hours": "one minute to 30 days",
-            "--max-frame-ms": "a number above 0",
-            "--watch-s": "at most 7 days",
-        }
-        raise InputRejected(
-            option,
-            found=str(getattr(arguments, option[2:].replace("-", "_"), arguments.url)),
-            expected=ranges.get(option, "a number from 0"),
-            remedy="See `pilltrack update join --help`.",
-        ) from error
-    join(_slots(arguments), source, arguments.root.read_bytes())
-    _say(f"{_home(arguments)} follows {source.url}, {source.channel}")
-    return 0
-
-
-def _update_now(arguments: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
-    from pilltrack.edge.follow import update_apart
-    from pilltrack.edge.happenings import utc_now
-    from pilltrack.edge.source import source_of
-    from pilltrack.edge.updater import as_json
-
-    slots, home = _slots(arguments), _home(arguments)
-    source = source_of(slots)
-    if source is None:
-        raise StageFailed(
-            str(home),
-            found="follows nobody",
-            expected="a publisher",
-            remedy="Run `pilltrack update join`.",
-        )
-    if arguments.retry:
-        slots.forgive()
-    before = slots.slot(slots.state().active)
-    with tqdm(desc="update", unit="B", unit_scale=True, leave=False, disable=None) as bar:
-        outcome = update_apart(
-            slots, source, home, utc_now(), only_ask=arguments.only_ask, progress=bar.update
-        )
-    release = outcome.release
-    called = "" if release is None else f"release {release.number} ({release.name})"
-    if arguments.json:
-        print(json.dumps(as_json(outcome), ensure_ascii=False))
-    elif outcome.kind in ("switched", "current", "available"):
-        what = {
-            "switched": f"{called} is active, on trial; {outcome.received_bytes / 1e6:.1f} MB came",
-            "current": f"{called} is active: nothing to do",
-            "available": f"{called} can be had: `pilltrack update now`",
-        }
-        print(what[outcome.kind])
-    else:
-        print(" ".join(f"{outcome.kind} {called}".split()) + f": {outcome.reason}")
-        active = slots.slot(slots.state().active)
-        stays = "stays active" if active == before else "is active now"
-        _say(f"{outcome.detail}. {active} {stays}.")
-    return 0 if outcome.kind in ("switched", "current", "available") else 1
-
-
-def _update_status(arguments: argparse.Namespace) -> int:
-    from pilltrack.core.bundle import read_bundle
-    from pilltrack.edge.source import source_of
-
-    slots = _slots(arguments)
-    state, source = slots.state(), source_of(slots)
-    happenings = slots.happenings(20)
-    if arguments.json:
-        content = {
-            "state": state.model_dump(mode="json"),
-            "source": source.model_dump(mode="json") if source else None,
-            "happenings": [happening.model_dump(mode="json") for happening in happenings],
-        }
-        print(json.dumps(content, ensure_ascii=False))
-        return 0
-    shown = [("active", state.active)]
-    if state.active is not None:
-        shown.append(("before", state.previous))
-    for what, manifest in shown:
-        try:
-            name = read_bundle(slots.slot(manifest)).name
-        except BundleRejected as error:
-            name = f"damaged: {error.found}"
-        trial = f", on trial since {state.trial.since:%Y-%m-%d %H:%M}" if state.trial else ""
-        whose = f"manifest {manifest[:12]}" if manifest else "of the install"
-        print(f"{what:8}{name} ({whose}{trial if what == 'active' else ''})")
-    print(f"follows {source.url}, {source.channel}" if source else "follows nobody")
-    for happening in happenings:
-        whose = f" {happening.manifest[:12]}" if happening.manifest else ""
-        line = f"{happening.time:%Y-%m-%d %H:%M}  {happening.kind}{whose}: {happening.reason}"
-        print(f"{line} ({happening.detail})" if happening.detail else line)
-    return 0
-
-
-def _update_back(arguments: argparse.Namespace) -> int:
-    slots = _slots(arguments)
-    active = slots.state().active
-    if active is None:
-        raise StageFailed(
-            str(_home(arguments)),
-            found="the bundle of the install is active",
-            expected="another one, to go back from",
-            remedy="Nothing is to be done.",
-        )
-    after = slots.roll_back(active, "an operator went back")
-    _say(f"active is {slots.slot(after.active)}")
-    return 0
-
-
-def _update_leave(arguments: argparse.Namespace) -> int:
-    from pilltrack.edge.source import leave
-
-    leave(_slots(arguments))
-    return 0
-
-
-def _slots(arguments: argparse.Namespace) -> Slots:
-    from pilltrack.edge.slots import Slots
-
-    return Slots(_home(arguments), _starter())
-
-
-def _add_bundle(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--bundle",
-        type=Path,
-        metavar="DIR",
-        help="default: the bundle that this device was updated to, else the starter bundle",
-    )
-
-
-def _bundle(arguments: argparse.Namespace) -> Path:
-    """The bundle that is named, else the one that is active in the home."""
-    return arguments.bundle or _slots(arguments).active()
-
-
-def _starter() -> Path:
-    from pilltrack.core.identify import STARTER_BUNDLE
-
-    if not STARTER_BUNDLE.is_dir():
-        raise BundleRejected(
-            str(STARTER_BUNDLE),
-            found="missing",
-            expected="the starter bundle of this install",
-            remedy="Name a bundle with --bundle DIR.",
-        )
-    return STARTER_BUNDLE
-
-
-def _add_home(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--home",
-        type=Path,
-        metavar="DIR",
-        help="where this device keeps what it learns; default: $PILLTRACK_HOME, else ~/.pilltrack",
-    )
-
-
-def _home(arguments: argparse.Namespace) -> Path:
-    named: Path | None = getattr(arguments, "home", None)
-    home = named or Path(os.environ.get("PILLTRACK_HOME") or "~/.pilltrack")
-    return home.expanduser()
-
-
 def _references(count: int) -> str:
     return "1 reference" if count == 1 else f"{count} references"
 
@@ -1055,7 +786,7 @@ def _how_to_enrol(home: Path | None) -> str:
 
 
 def _add_evaluate_folder(commands: Any) -> None:
-    command = _command(
+    command = new_command(
         commands,
         "evaluate-folder",
         "measure a bundle on photos of your own, without training",
@@ -1068,7 +799,7 @@ def _add_evaluate_folder(commands: Any) -> None:
         command.add_argument(f"--{name}", type=Path, required=required, metavar="DIR")
     command.add_argument("--strangers", type=Path, metavar="DIR", help="pills never enrolled")
     command.add_argument(
-        "--references", type=_positive, metavar="K", help="enrol K photos of each pill (all)"
+        "--references", type=positive, metavar="K", help="enrol K photos of each pill (all)"
     )
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(run=_evaluate_folder)
@@ -1100,7 +831,7 @@ def _evaluate_folder(arguments: argparse.Namespace) -> int:
 
 
 def _add_evaluate_epillid(commands: Any) -> None:
-    command = _command(
+    command = new_command(
         commands,
         "evaluate-epillid",
         "run the ePillID benchmark's protocol with a bundle's model, without training",
@@ -1114,7 +845,7 @@ def _add_evaluate_epillid(commands: Any) -> None:
     command.add_argument("--bundle", type=Path, required=True, metavar="DIR")
     command.add_argument(
         "--fold",
-        type=_not_negative,
+        type=not_negative,
         action="append",
         dest="folds",
         metavar="N",
@@ -1133,7 +864,7 @@ def _evaluate_epillid(arguments: argparse.Namespace) -> int:
 
 
 def _add_report(commands: Any) -> None:
-    command = _command(
+    command = new_command(
         commands,
         "report",
         "write what evaluate found as a page (report.html) and a pull-request comment (report.md)",
@@ -1164,7 +895,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _add_compare(commands: Any) -> None:
-    command = _command(
+    command = new_command(
         commands,
         "compare",
         "may bundle B take the place of bundle A?",
@@ -1215,7 +946,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _add_comment(commands: Any) -> None:
-    comment = _command(
+    comment = new_command(
         commands,
         "comment",
         "tell a pull request what the pipeline found",
@@ -1223,14 +954,14 @@ def _add_comment(commands: Any) -> None:
         "pilltrack comment post note.json",
     )
     actions = comment.add_subparsers(title="actions", metavar="ACTION", required=True)
-    write = _command(
+    write = new_command(
         actions,
         "write",
         "write the report of this commit as a note, where the pipeline ran",
         "pilltrack comment write --pr 12 --commit $(git rev-parse HEAD) --out note.json \\\n"
         "    --comparison comparison.md --link run=https://example.org/runs/1",
     )
-    write.add_argument("--pr", type=_positive, required=True, metavar="N", help="the pull request")
+    write.add_argument("--pr", type=positive, required=True, metavar="N", help="the pull request")
     write.add_argument("--commit", type=_commit, required=True, metavar="SHA", help="its head")
     write.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     write.add_argument(
@@ -1243,7 +974,7 @@ def _add_comment(commands: Any) -> None:
         "--link", type=_link, action="append", default=[], dest="links", metavar="NAME=URL"
     )
     write.set_defaults(run=_comment_write)
-    post = _command(
+    post = new_command(
         actions,
         "post",
         "put a note on its pull request: one comment, written anew each time",
@@ -1279,7 +1010,7 @@ def _comment_write(arguments: argparse.Namespace) -> int:
     print(arguments.out)
     if has_figures:
         return 0
-    _say("the note says why there are no figures for this commit")
+    say("the note says why there are no figures for this commit")
     return GateFailed.exit_code
 
 
@@ -1303,7 +1034,7 @@ def _comment_post(arguments: argparse.Namespace) -> int:
 
 
 def _add_release(commands: Any) -> None:
-    command = _command(
+    command = new_command(
         commands,
         "release",
         "pack the bundle of a tag, and nothing that is not the tag's",
@@ -1338,14 +1069,14 @@ def _required(name: str) -> str:
 
 
 def _add_track(commands: Any) -> None:
-    command = _command(
+    command = new_command(
         commands,
         "track",
         "send to MLflow the runs that it has not taken yet",
         "pilltrack track sync\nMLFLOW_TRACKING_URI=https://mlflow.example.org pilltrack track sync",
     )
     actions = command.add_subparsers(title="actions", metavar="ACTION", required=True)
-    sync = _command(
+    sync = new_command(
         actions, "sync", "send what waits in the spool, each run once", "pilltrack track sync"
     )
     sync.add_argument("--artifacts", type=Path, default=Path("artifacts"))
@@ -1361,7 +1092,7 @@ def _track_sync(arguments: argparse.Namespace) -> int:
 
 
 def _add_tune(commands: Any) -> None:
-    command = _command(
+    command = new_command(
         commands,
         "tune",
         "search temperature, alpha and learning rate of distill",
@@ -1379,13 +1110,13 @@ def _add_tune(commands: Any) -> None:
     command.add_argument("--study", default="distill", metavar="NAME", help="default: distill")
     command.add_argument(
         "--trials",
-        type=_positive,
+        type=positive,
         default=20,
         metavar="N",
         help="until so many have finished or been pruned, in all (20)",
     )
     command.add_argument(
-        "--workers", type=_positive, default=1, metavar="N", help="processes at a time (1)"
+        "--workers", type=positive, default=1, metavar="N", help="processes at a time (1)"
     )
     for name, wide in (
         ("temperature", "0.02:0.5"),
@@ -1396,7 +1127,7 @@ def _add_tune(commands: Any) -> None:
             f"--{name}", type=_range, metavar="LOW:HIGH", help=f"or one value; default: {wide}"
         )
     command.add_argument(
-        "--seed", type=_not_negative, default=0, metavar="S", help="of the draw (0)"
+        "--seed", type=not_negative, default=0, metavar="S", help="of the draw (0)"
     )
     command.add_argument(
         "--storage",
@@ -1441,7 +1172,7 @@ def _range(text: str) -> tuple[float, float]:
 
 
 def _add_promote(commands: Any) -> None:
-    command = _command(
+    command = new_command(
         commands,
         "promote",
         "make the challenger champion, if it is not worse",
@@ -1494,7 +1225,7 @@ def _promote(arguments: argparse.Namespace) -> int:
 
 
 def _add_bench(commands: Any) -> None:
-    command = _command(
+    command = new_command(
         commands,
         "bench",
         "how fast and how large a bundle is on this machine",
@@ -1503,19 +1234,19 @@ def _add_bench(commands: Any) -> None:
         "pilltrack bench --bundle artifacts/package/bundle \\\n"
         "    --against build/mobilenetv2_224.tflite",
     )
-    _add_bundle(command)
+    add_bundle(command)
     command.add_argument(
         "--against", type=Path, metavar="FILE.tflite", help="another model, measured in turns"
     )
-    command.add_argument("--runs", type=_positive, default=500, metavar="N", help="crops (500)")
+    command.add_argument("--runs", type=positive, default=500, metavar="N", help="crops (500)")
     command.add_argument(
         "--references",
-        type=_positive,
+        type=positive,
         default=10_000,
         metavar="N",
         help="fill the gallery up to N (10000)",
     )
-    command.add_argument("--threads", type=_positive, default=1, metavar="N", help="default: 1")
+    command.add_argument("--threads", type=positive, default=1, metavar="N", help="default: 1")
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.add_argument("--out", type=Path, metavar="FILE.json", help="also write the JSON")
     command.add_argument(
@@ -1529,7 +1260,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     from pilltrack.core.files import write_atomically
 
     report = bench(
-        _bundle(arguments),
+        bundle_of(arguments),
         against=arguments.against,
         runs=arguments.runs,
         references=arguments.references,
@@ -1544,7 +1275,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _add_selftest(commands: Any) -> None:
-    command = _command(
+    command = new_command(
         commands,
         "selftest",
         "does a bundle keep its promises on this device, and which own pills does it confuse",
@@ -1557,8 +1288,8 @@ def _add_selftest(commands: Any) -> None:
         "and the pills enrolled on this device (docs/bundle.md).\n\n"
         "Exit code 3 when it fails. Which home is asked: as `pilltrack identify`."
     )
-    _add_bundle(command)
-    _add_home(command)
+    add_bundle(command)
+    add_home(command)
     command.add_argument(
         "--max-frame-ms", type=float, default=1000.0, metavar="N", help="of one core (1000)"
     )
@@ -1569,8 +1300,8 @@ def _add_selftest(commands: Any) -> None:
 def _selftest(arguments: argparse.Namespace) -> int:
     from pilltrack.edge.selftest import as_text, require_passed, self_test
 
-    home = _home(arguments) if arguments.home or not arguments.bundle else None
-    bundle = _bundle(arguments)
+    home = home_of(arguments) if arguments.home or not arguments.bundle else None
+    bundle = bundle_of(arguments)
     found = self_test(bundle, home, arguments.max_frame_ms)
     print(found.model_dump_json() if arguments.json else as_text(found))
     require_passed(found, bundle)
@@ -1578,15 +1309,15 @@ def _selftest(arguments: argparse.Namespace) -> int:
 
 
 def _add_synth(commands: Any) -> None:
-    command = _command(
+    command = new_command(
         commands,
         "synth",
         "render the embedded data set",
         "pilltrack synth --pills 60 --photos 20 --seed 7 --out data/pills_dataset_resnet.zip",
     )
-    command.add_argument("--pills", type=_positive, required=True, metavar="N")
-    command.add_argument("--photos", type=_positive, required=True, metavar="M", help="per pill")
-    command.add_argument("--seed", type=_not_negative, required=True, metavar="S")
+    command.add_argument("--pills", type=positive, required=True, metavar="N")
+    command.add_argument("--photos", type=positive, required=True, metavar="M", help="per pill")
+    command.add_argument("--seed", type=not_negative, required=True, metavar="S")
     command.add_argument("--out", type=Path, required=True, metavar="FILE.zip")
     command.add_argument(
         "--sheet", type=Path, metavar="FILE.jpg", help="also write a contact sheet"
@@ -1615,7 +1346,7 @@ def _synth(arguments: argparse.Namespace) -> int:
 
 
 def _add_crop_boxes(commands: Any) -> None:
-    command = _command(
+    command = new_command(
         commands,
         "crop-boxes",
         "cut the boxes of a YOLO data set into folders for evaluate-folder",
@@ -1631,12 +1362,12 @@ def _add_crop_boxes(commands: Any) -> None:
     command.add_argument("source", type=Path, metavar="DIR_OR_ZIP")
     command.add_argument("--out", type=Path, required=True, metavar="DIR")
     command.add_argument(
-        "--references", type=_positive, metavar="K", help="photos of each pill for gallery/"
+        "--references", type=positive, metavar="K", help="photos of each pill for gallery/"
     )
     command.add_argument(
-        "--strangers", type=_not_negative, metavar="N", help="pills for strangers/ (0)"
+        "--strangers", type=not_negative, metavar="N", help="pills for strangers/ (0)"
     )
-    command.add_argument("--seed", type=_not_negative, metavar="S", help="of the draw (0)")
+    command.add_argument("--seed", type=not_negative, metavar="S", help="of the draw (0)")
     command.add_argument("--json", action="store_true", help="print the report as one JSON object")
     command.set_defaults(run=_crop_boxes, wrong=command.error)
 
@@ -1689,7 +1420,7 @@ def _crop_lines(report: dict[str, Any]) -> list[str]:
 
 
 def _add_summary(commands: Any) -> None:
-    command = _command(
+    command = new_command(
         commands,
         "summary",
         "the result of the last `dvc repro` in a few lines",
@@ -1707,7 +1438,7 @@ def _summary(arguments: argparse.Namespace) -> int:
 
 
 def _add_remote(commands: Any) -> None:
-    command = _command(
+    command = new_command(
         commands,
         "remote",
         "where DVC keeps data and models: the folder dvc-remote/, or S3",
@@ -1746,7 +1477,7 @@ def _remote(arguments: argparse.Namespace) -> int:
 
 
 def _add_doctor(commands: Any) -> None:
-    command = _command(
+    command = new_command(
         commands,
         "doctor",
         "what this machine lacks for the pipeline, and how to mend it",
@@ -1799,18 +1530,3 @@ def _link(text: str) -> tuple[str, str]:
     if not equals:
         raise argparse.ArgumentTypeError(f"{text} is not NAME=URL")
     return name, url
-
-
-def _positive(text: str) -> int:
-    return _at_least(1, text)
-
-
-def _not_negative(text: str) -> int:
-    return _at_least(0, text)
-
-
-def _at_least(least: int, text: str) -> int:
-    value = int(text)
-    if value < least:
-        raise argparse.ArgumentTypeError(f"{text} is not at least {least}")
-    return value

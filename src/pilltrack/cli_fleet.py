@@ -1,6 +1,6 @@
 """The command line for whoever publishes to a fleet: keys, releases and channels.
 
-A part of `cli`, which hands in how a command is made and who speaks to a person.
+A part of `cli`.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pilltrack.cli_parts import new_command, say
 from pilltrack.core.errors import InputRejected
 
 if TYPE_CHECKING:
@@ -19,25 +19,23 @@ if TYPE_CHECKING:
     from pilltrack.pipeline.publish import Publisher
     from pilltrack.pipeline.roots import Days
 
-Command = Callable[[Any, str, str, str], argparse.ArgumentParser]
-Say = Callable[[str], None]
 CHANNELS = ("stable", "beta")  # as in core.channels, which takes long to import
 RELEASES = "PILLTRACK_RELEASES"
 BUNDLE = "artifacts/package/bundle"
 
 
-def add_fleet(commands: Any, command: Command, say: Say) -> None:
-    """Add the commands of a publisher; `command` makes one, `say` speaks on standard error."""
-    _add_keys(commands, command)
-    _add_publish(commands, command, say)
-    _add_releases(commands, command, say)
-    _add_yank(commands, command, say)
-    _add_channel(commands, command)
-    _add_renew(commands, command, say)
+def add_fleet(commands: Any) -> None:
+    """Add the commands of a publisher."""
+    _add_keys(commands)
+    _add_publish(commands)
+    _add_releases(commands)
+    _add_yank(commands)
+    _add_channel(commands)
+    _add_renew(commands)
 
 
-def _add_keys(commands: Any, command: Command) -> None:
-    keys = command(
+def _add_keys(commands: Any) -> None:
+    keys = new_command(
         commands,
         "keys",
         "the keys that sign releases: make, replace, renew and show them",
@@ -52,7 +50,7 @@ def _add_keys(commands: Any, command: Command) -> None:
         "never an argument."
     )
     actions = keys.add_subparsers(title="actions", metavar="ACTION", required=True)
-    init = command(
+    init = new_command(
         actions,
         "init",
         "make a folder with new keys, and the first root, which devices trust",
@@ -63,7 +61,7 @@ def _add_keys(commands: Any, command: Command) -> None:
         "--threshold", type=int, default=2, metavar="K", help="of them must sign a root (2)"
     )
     init.set_defaults(run=_keys_init)
-    rotate = command(
+    rotate = new_command(
         actions,
         "rotate",
         "replace a key, also one that is lost",
@@ -74,7 +72,7 @@ def _add_keys(commands: Any, command: Command) -> None:
         "--key", default="", metavar="ID", help="the beginning of its id, where there are several"
     )
     rotate.set_defaults(run=_keys_rotate)
-    renew = command(
+    renew = new_command(
         actions,
         "renew",
         "make the next root with the same keys, before the last one ends",
@@ -89,7 +87,7 @@ def _add_keys(commands: Any, command: Command) -> None:
                 metavar="D",
                 help=f"how long its signatures hold ({days if action is init else 'as before'})",
             )
-    sign = command(
+    sign = new_command(
         actions,
         "sign",
         "sign the root that waits, with a root key from another folder",
@@ -99,7 +97,7 @@ def _add_keys(commands: Any, command: Command) -> None:
         "--with", type=Path, dest="holder", metavar="DIR", help="where a root key lies"
     )
     sign.set_defaults(run=_keys_sign)
-    show = command(
+    show = new_command(
         actions,
         "show",
         "who may sign, until when, which private keys are here, which signatures are missing",
@@ -222,8 +220,8 @@ def _check_passphrase(arguments: argparse.Namespace) -> bytes | None:
     return passphrase
 
 
-def _add_publish(commands: Any, command: Command, say: Say) -> None:
-    publish = command(
+def _add_publish(commands: Any) -> None:
+    publish = new_command(
         commands,
         "publish",
         "publish a bundle to the devices of a channel",
@@ -246,10 +244,10 @@ def _add_publish(commands: Any, command: Command, say: Say) -> None:
     publish.add_argument("--channel", choices=CHANNELS, required=True)
     publish.add_argument("--json", action="store_true", help="print the release as one JSON object")
     _add_change(publish)
-    publish.set_defaults(run=lambda arguments: _publish(arguments, say))
+    publish.set_defaults(run=_publish)
 
 
-def _publish(arguments: argparse.Namespace, say: Say) -> int:
+def _publish(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from pilltrack.pipeline.releases import opened_bundle
@@ -267,8 +265,8 @@ def _publish(arguments: argparse.Namespace, say: Say) -> int:
     return 0
 
 
-def _add_releases(commands: Any, command: Command, say: Say) -> None:
-    releases = command(
+def _add_releases(commands: Any) -> None:
+    releases = new_command(
         commands,
         "releases",
         "what is published, and what each channel runs",
@@ -281,10 +279,10 @@ def _add_releases(commands: Any, command: Command, say: Say) -> None:
     )
     trust.add_argument("--root", type=Path, metavar="FILE", help="or a root that is trusted")
     releases.add_argument("--json", action="store_true", help="print one JSON object")
-    releases.set_defaults(run=lambda arguments: _releases(arguments, say))
+    releases.set_defaults(run=_releases)
 
 
-def _releases(arguments: argparse.Namespace, say: Say) -> int:
+def _releases(arguments: argparse.Namespace) -> int:
     from datetime import UTC, datetime
 
     from pilltrack.pipeline.repository import (
@@ -320,8 +318,8 @@ def _releases(arguments: argparse.Namespace, say: Say) -> int:
     return 0
 
 
-def _add_yank(commands: Any, command: Command, say: Say) -> None:
-    yank = command(
+def _add_yank(commands: Any) -> None:
+    yank = new_command(
         commands,
         "yank",
         "take a release back for good: devices go back to the one before",
@@ -331,10 +329,10 @@ def _add_yank(commands: Any, command: Command, say: Say) -> None:
     yank.add_argument("--reason", required=True, metavar="TEXT", help="why; devices keep it")
     yank.add_argument("--json", action="store_true", help="print the release as one JSON object")
     _add_change(yank)
-    yank.set_defaults(run=lambda arguments: _yank(arguments, say))
+    yank.set_defaults(run=_yank)
 
 
-def _yank(arguments: argparse.Namespace, say: Say) -> int:
+def _yank(arguments: argparse.Namespace) -> int:
     from pilltrack.core.channels import release_in
 
     releases = _publisher(arguments).yank(arguments.number, arguments.reason)
@@ -355,15 +353,15 @@ def _yank(arguments: argparse.Namespace, say: Say) -> int:
     return 0
 
 
-def _add_channel(commands: Any, command: Command) -> None:
-    channel = command(
+def _add_channel(commands: Any) -> None:
+    channel = new_command(
         commands,
         "channel",
         "assign a release to a channel",
         "pilltrack channel set stable 7",
     )
     actions = channel.add_subparsers(title="actions", metavar="ACTION", required=True)
-    assign = command(
+    assign = new_command(
         actions, "set", "assign a published release to a channel", "pilltrack channel set stable 7"
     )
     assign.add_argument("channel", choices=CHANNELS)
@@ -383,8 +381,8 @@ def _channel_set(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _add_renew(commands: Any, command: Command, say: Say) -> None:
-    renew = command(
+def _add_renew(commands: Any) -> None:
+    renew = new_command(
         commands,
         "renew",
         "sign again what is published, before the signatures end: for a timer",
@@ -392,10 +390,10 @@ def _add_renew(commands: Any, command: Command, say: Say) -> None:
     )
     renew.add_argument("--json", action="store_true", help="print all releases as one JSON object")
     _add_change(renew)
-    renew.set_defaults(run=lambda arguments: _renew(arguments, say))
+    renew.set_defaults(run=_renew)
 
 
-def _renew(arguments: argparse.Namespace, say: Say) -> int:
+def _renew(arguments: argparse.Namespace) -> int:
     releases = _publisher(arguments).renew()
     if arguments.json:
         print(json.dumps({"releases": [one.model_dump(mode="json") for one in releases]}))
