@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from pilltrack.core.bundle import PROBES_FILE
 from pilltrack.core.errors import StageFailed
 from pilltrack.core.identify import Identifier
 from pilltrack.edge import follow
@@ -237,6 +238,19 @@ def test_a_bundle_that_breaks_its_promises_while_nobody_looks_is_given_up(
     follower.step()
     assert slots.state().active is None
     assert "probe 1: cosine 0.1" in slots.happenings(1)[0].detail
+
+
+def test_a_bundle_whose_probes_are_damaged_while_it_is_watched_is_given_up(
+    follower: Follower, slots: Slots, digests: list[str], clock: Clock
+) -> None:
+    slots.switch(digests[0], NOW)
+    follower.step()
+    probes = follower.service.bundle / PROBES_FILE
+    probes.write_bytes(probes.read_bytes()[:-1])
+    clock.now_s = 601.0
+    follower.step()
+    assert slots.state().active is None
+    assert PROBES_FILE in slots.happenings(1)[0].detail
 
 
 def test_a_bundle_of_the_install_that_is_gone_leaves_the_open_one(

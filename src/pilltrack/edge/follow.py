@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from pilltrack.core.bundle import PROBES_FILE
-from pilltrack.core.errors import PillTrackError, StageFailed
+from pilltrack.core.errors import BundleRejected, PillTrackError, StageFailed
 from pilltrack.core.probes import read_probes
 from pilltrack.edge.fetch import Fetcher
 from pilltrack.edge.happenings import Happening, utc_now
@@ -88,7 +88,11 @@ class Follower:
                 self._seen_s = now_s
             return
         # Perhaps nobody looked meanwhile, and no look says what it should have been.
-        probes = read_probes(self.service.bundle / PROBES_FILE)
+        try:
+            probes = read_probes(self.service.bundle / PROBES_FILE)
+        except BundleRejected as error:  # a bundle that cannot prove itself is not kept
+            self._give_up(manifest, "failed its watch", str(error))
+            return
         broken = self.service.identifier.broken_promises(probes)
         if broken:
             self._give_up(manifest, "failed its watch", "; ".join(broken))
