@@ -256,11 +256,14 @@ def test_two_workers_share_a_study_in_sqlite(checkout: Path) -> None:
 
 
 @pytest.mark.e2e
-def test_ctrl_c_ends_all_workers_and_keeps_what_ended(checkout: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_or_sigterm_ends_all_workers_and_keeps_what_ended(
+    checkout: Path, number: signal.Signals
+) -> None:
     slow()
     work = start(checkout, "--trials", "50", "--workers", "2")
     until(lambda: "COMPLETE" in states() and states().count("RUNNING") == 2)
-    work.send_signal(signal.SIGINT)
+    work.send_signal(number)
     said, complaints = work.communicate(timeout=60)
     assert work.returncode == 130, complaints
     assert said == ""

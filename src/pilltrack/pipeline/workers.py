@@ -1,7 +1,7 @@
 """This program several times at once, as if it were started by hand in as many windows.
 
 Each worker writes what it says to a file of its own and gets its share of the processor's cores.
-Ctrl-C reaches all of them.
+Ctrl-C reaches all of them, and so does SIGTERM, with which a service manager ends a program.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ def run_workers(
     """Run `pilltrack ARGUMENTS` in `count` processes until all have ended; return the failed ones.
 
     `folder` gets `worker-1.log` and so on, `variables` are added to the environment, `meanwhile`
-    is called now and then.
+    is called now and then. Call it in the main thread; SIGTERM raises KeyboardInterrupt there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     logs = [folder / f"worker-{number}.log" for number in range(1, count + 1)]
     threads = max(1, (os.cpu_count() or 1) // count)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **variables}
+    at_sigterm = signal.signal(signal.SIGTERM, signal.default_int_handler)
     workers = [_start(arguments, log, environment) for log in logs]
     try:
         while any(worker.poll() is None for worker in workers):
@@ -45,6 +46,8 @@ def run_workers(
     except BaseException:
         _interrupt(workers)
         raise
+    finally:
+        signal.signal(signal.SIGTERM, at_sigterm)
     return [
         (log, worker.returncode, _last_line(log))
         for worker, log in zip(workers, logs, strict=True)
