@@ -264,7 +264,7 @@ def test_ctrl_c_or_sigterm_ends_all_workers_and_keeps_what_ended(
     work = start(checkout, "--trials", "50", "--workers", "2")
     until(lambda: "COMPLETE" in states() and states().count("RUNNING") == 2)
     work.send_signal(number)
-    said, complaints = work.communicate(timeout=60)
+    said, complaints = work.communicate(timeout=120)
     assert work.returncode == 130, complaints
     assert said == ""
     assert "Traceback" not in complaints
