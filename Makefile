@@ -37,7 +37,7 @@ demo: install $(DATA)
 	@pilltrack summary
 
 test: install
-	python -m pytest
+	python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: install lint
 	ruff check .
