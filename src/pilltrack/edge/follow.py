@@ -91,7 +91,8 @@ class Follower:
         try:
             probes = read_probes(self.service.bundle / PROBES_FILE)
         except BundleRejected as error:  # a bundle that cannot prove itself is not kept
-            self._give_up(manifest, "failed its watch", str(error))
+            again = isinstance(error.__cause__, OSError)
+            self._give_up(manifest, "failed its watch", str(error), again=again)
             return
         broken = self.service.identifier.broken_promises(probes)
         if broken:
