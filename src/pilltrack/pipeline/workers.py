@@ -1,7 +1,7 @@
 """This program several times at once, as if it were started by hand in as many windows.
 
 Each worker writes what it says to a file of its own and gets its share of the processor's cores.
-Ctrl-C reaches all of them, and so does SIGTERM, with which a service manager ends a program.
+Ctrl-C reaches all of them, and so does a SIGTERM to this program alone, as by `kill`.
 """
 
 from __future__ import annotations
@@ -38,8 +38,10 @@ def run_workers(
     threads = max(1, (os.cpu_count() or 1) // count)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **variables}
     at_sigterm = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    workers = [_start(arguments, log, environment) for log in logs]
+    workers: list[subprocess.Popen[bytes]] = []
     try:
+        for log in logs:
+            workers.append(_start(arguments, log, environment))
         while any(worker.poll() is None for worker in workers):
             time.sleep(POLL_S)
             meanwhile()
@@ -47,7 +49,7 @@ def run_workers(
         _interrupt(workers)
         raise
     finally:
-        signal.signal(signal.SIGTERM, at_sigterm)
+        signal.signal(signal.SIGTERM, at_sigterm or signal.SIG_DFL)
     return [
         (log, worker.returncode, _last_line(log))
         for worker, log in zip(workers, logs, strict=True)
