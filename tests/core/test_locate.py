@@ -46,13 +46,48 @@ def test_most_confident_pill_comes_first() -> None:
     maps = maps_of([(40, 40, 16), (110, 110, 24)])
     maps[:20, :20, 0] *= 0.6
     confidences = [pill.confidence for pill in find_pills(maps, SIDE, SIDE, LEAST)]
-    assert confidences == pytest.approx([1.0, 0.6])
+    filled = np.pi / 4  # of a disc's box
+    assert confidences == pytest.approx([np.sqrt(filled), np.sqrt(0.6 * filled)], rel=0.02)
 
 
-def test_a_peak_below_the_threshold_is_no_pill() -> None:
+def test_a_pill_that_is_not_sure_enough_is_no_find() -> None:
     maps = maps_of([(80, 80, 20)])
-    maps[..., 0] *= 0.29
+    (pill,) = find_pills(maps, SIDE, SIDE, LEAST)
+    maps[..., 0] *= (0.99 * LEAST / pill.confidence) ** 2
     assert find_pills(maps, SIDE, SIDE, LEAST) == []
+    maps[..., 0] *= (1.02 / 0.99) ** 2
+    assert len(find_pills(maps, SIDE, SIDE, LEAST)) == 1
+
+
+def test_a_faint_pill_is_found_and_its_mask_is_where_the_pill_map_is_high() -> None:
+    maps = maps_of([(80, 80, 20)])
+    maps[..., 1] *= 0.3
+    (pill,) = find_pills(maps, SIDE, SIDE, LEAST)
+    assert np.count_nonzero(pill.mask) == pytest.approx(np.pi * 20**2, rel=0.12)
+
+
+def test_a_bright_cell_that_belongs_to_nobody_does_not_take_the_mask() -> None:
+    maps = maps_of([(80, 80, 20)])
+    maps[..., 1] *= 0.3
+    maps[16, 16] = (0, 1, 0, 0, 0.9, 0.9)  # in a corner of the box, of something far away
+    (pill,) = find_pills(maps, SIDE, SIDE, LEAST)
+    assert np.count_nonzero(pill.mask) == pytest.approx(np.pi * 20**2, rel=0.12)
+
+
+def test_a_weak_second_middle_changes_nothing_that_hangs_on_the_threshold() -> None:
+    maps = maps_of([(80, 80, 20)])
+    maps[17, 17, 0] = 0.13
+    low, high = (find_pills(maps, SIDE, SIDE, least) for least in (0.1, 0.5))
+    assert [pill.box for pill in high] == [pill.box for pill in low if pill.confidence >= 0.5]
+
+
+def test_a_middle_whose_box_is_hardly_pill_is_less_sure() -> None:
+    whole = maps_of([(80, 80, 20)])
+    speck = whole.copy()
+    away = np.hypot(*(np.mgrid[:CELLS, :CELLS] - 19.5))
+    speck[away > 3.2, 1] = 0
+    (found,), (doubtful,) = (find_pills(maps, SIDE, SIDE, 0.1) for maps in (whole, speck))
+    assert doubtful.confidence < 0.75 * found.confidence
 
 
 def test_two_peaks_on_one_pill_are_one_find() -> None:

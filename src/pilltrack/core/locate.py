@@ -7,12 +7,13 @@ it sees, and a pill's box is the median of what its cells say. Touching pills pa
 cells point to different middles. What a pill is, the locator neither knows nor asks.
 
 The same frame always gives the same pills in the same order. Time is bounded whatever the frame:
-there are at most MAX_PILLS finds, and their boxes together are at most four squares of its longer
-side large, since each is a quarter full of cells that no other has.
+there are at most MAX_PILLS finds, and their boxes together are at most seven squares of its longer
+side large, since each is a seventh full of cells that no other has.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +32,12 @@ N_MAPS = 6  # middle, pill, and the square roots of the distances left, top, rig
 MAX_PILLS = 64  # in one frame
 PILL_SHARE = 0.75  # of the crop's side that the pill's length takes
 MAX_CROP_PX = 640  # a larger one is shrunk: no embedder looks at so many pixels
-_PILL_CELL = 0.5  # of the pill map
-_SAME_PILL = 0.6  # IoU from which two boxes are one pill
+_LEAST_MIDDLE = 0.1  # of a peak; so which cells are whose does not hang on min_confidence
+_PILL_CELL = 0.15  # of the pill map: small pills fill no cell, faint ones are never sure
+_IN_MASK = 0.5  # of the highest value of the pill map in the pill's cells
+_SAME_PILL = 0.5  # IoU from which two boxes are one pill
 _BELONGS = 0.35  # how far a cell's middle may lie from its peak, in the box's diagonal
-_LEAST_FILLED = 0.25  # of a box; of any pill's box, however turned, half is filled
+_LEAST_FILLED = 0.15  # of a box; a slim capsule that lies askew fills 0.4 of its own
 _NEIGHBOURS = np.ones((3, 3), np.uint8)
 
 
@@ -52,7 +55,8 @@ class Found:
 
     box: tuple[int, int, int, int]
     mask: NDArray[np.bool_]  # (height, width): which pixels of the box are the pill
-    confidence: float  # 0 to 1
+    confidence: float  # 0 to 1: how sure its middle is, and how much of the box is pill:
+    # of a disc's box 0.8, of a slim capsule's that lies askew 0.4, so it has no need to reach 1
 
     @property
     def length_px(self) -> float:
@@ -109,7 +113,7 @@ def find_pills(
     if maps.ndim != 3 or maps.shape[0] != maps.shape[1] or maps.shape[2] != N_MAPS:
         raise ValueError(f"maps have shape {maps.shape}; expected (C, C, {N_MAPS})")
     boxes = _boxes_of_cells(maps)  # (C, C, 4) left, top, right, bottom in cells
-    rows, columns = _peaks(maps[..., 0], boxes, min_confidence)
+    rows, columns = _peaks(maps[..., 0], boxes)
     if not len(rows):
         return []
     owners = _owners(maps[..., 1], boxes, boxes[rows, columns])  # (C, C) peak of a cell, or -1
@@ -121,14 +125,18 @@ def find_pills(
         if not n_cells:
             continue
         ends = np.median(boxes[own], axis=0)
-        box = placing.box(ends)
-        if box is None or n_cells < _LEAST_FILLED * (ends[2:] - ends[:2]).prod():
+        box, n_in_box = placing.box(ends), (ends[2:] - ends[:2]).prod()
+        if box is None or n_cells < _LEAST_FILLED * n_in_box:
+            continue
+        filled = min(float(maps[own, 1].sum() / n_in_box), 1.0)
+        confidence = math.sqrt(float(maps[row, column, 0]) * filled)
+        if confidence < min_confidence:
             continue
         covered = np.where(own | (owners < 0), maps[..., 1], 0)
-        mask = placing.mask(covered, box)
+        mask = placing.mask(covered, box, _IN_MASK * float(maps[own, 1].max()))
         if mask.any():
-            found.append(Found(box, mask, float(maps[row, column, 0])))
-    return found
+            found.append(Found(box, mask, confidence))
+    return sorted(found, key=lambda pill: (-pill.confidence, pill.box[1], pill.box[0]))
 
 
 def in_reading_order(found: Sequence[Found]) -> list[Found]:
@@ -204,11 +212,11 @@ def _boxes_of_cells(maps: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _peaks(
-    middles: NDArray[np.float32], boxes: NDArray[np.float32], min_confidence: float
+    middles: NDArray[np.float32], boxes: NDArray[np.float32]
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Rows and columns of the local maxima, one for each pill, best first."""
     highest = cv2.dilate(middles, _NEIGHBOURS)
-    rows, columns = np.nonzero((middles >= highest) & (middles >= min_confidence))
+    rows, columns = np.nonzero((middles >= highest) & (middles >= _LEAST_MIDDLE))
     order = np.argsort(-middles[rows, columns], kind="stable")[: 4 * MAX_PILLS]
     rows, columns = rows[order], columns[order]
     kept: list[int] = []
@@ -271,9 +279,9 @@ class _Placing:
         return min(max(round((end - self.margin[axis]) * self.step[axis]), 0), limit)
 
     def mask(
-        self, covered: NDArray[np.float32], box: tuple[int, int, int, int]
+        self, covered: NDArray[np.float32], box: tuple[int, int, int, int], least: float
     ) -> NDArray[np.bool_]:
-        """The pill map (C, C) above its threshold, at the pixels of a box."""
+        """Where the pill map (C, C) is at least `least`, at the pixels of a box."""
         x, y, width, height = box
         matrix = np.array(
             [
@@ -285,5 +293,5 @@ class _Placing:
             covered.astype(np.float32), matrix, (width, height),
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE,
         )  # fmt: skip
-        mask: NDArray[np.bool_] = shares >= _PILL_CELL
+        mask: NDArray[np.bool_] = shares >= least
         return mask

@@ -33,7 +33,7 @@ class PillAnswer(_Answer):
     """A pill in a frame; `box` is x, y, width, height in its pixels."""
 
     box: tuple[int, int, int, int]
-    confidence: float = Field(description="0 to 1: that this is a pill")
+    confidence: float = Field(description="0 to 1: how sure this is a pill; about 0.8 at best")
     decision: Literal["known", "unknown", "ambiguous"]
     pill: str | None = Field(description="set only if the decision is known")
     score: float
