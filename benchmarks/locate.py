@@ -27,14 +27,20 @@ from numpy.typing import NDArray
 from pilltrack.core.bundle import LOCATOR_FILE
 from pilltrack.core.identify import STARTER_BUNDLE, open_locator
 from pilltrack.core.image import read_image
-from pilltrack.pipeline.detections import Boxes, boxes_of, score_frame, summary
+from pilltrack.pipeline.detections import (
+    Boxes,
+    FrameScore,
+    score_frame,
+    score_locator,
+    summary,
+)
 from pilltrack.pipeline.locator_data import cut_outs, rendered_cut_outs, scene_of
 from pilltrack.pipeline.table import load_images
 from pilltrack.pipeline.yolo import first_copies, opened
 
 T = TypeVar("T")
 Frame = NDArray[np.uint8]
-Finder = Callable[[Frame], tuple[Boxes, list[float]]]
+Finder = Callable[[Frame, Boxes], tuple[FrameScore, FrameScore]]  # sure finds, every find
 LONGER_SIDE_PX = 640
 SEED = 20_000  # no training run uses these scenes
 
@@ -49,16 +55,21 @@ def main() -> None:
     arguments = parser.parse_args()
     locator = open_locator(arguments.bundle, threads=2)
 
-    def learned(frame: Frame) -> tuple[Boxes, list[float]]:
-        return boxes_of(locator.locate(frame))
+    def learned(frame: Frame, pills: Boxes) -> tuple[FrameScore, FrameScore]:
+        return score_locator(locator, frame, pills)
 
-    finders: dict[str, Finder] = {"locator": learned, "OpenCV": classical}
+    def baseline(frame: Frame, pills: Boxes) -> tuple[FrameScore, FrameScore]:
+        score = score_frame(*classical(frame), pills)
+        return score, score
+
+    finders: dict[str, Finder] = {"locator": learned, "OpenCV": baseline}
     results: list[dict[str, Any]] = []
     for name, frames in _test_sets(arguments.prepared, arguments.scenes):
         kept = list(frames)
         for finder, find in finders.items():
-            scores = [score_frame(*find(frame), boxes) for frame, boxes in kept]
-            results.append({"set": name, "finder": finder, **summary(scores)})
+            scores = [find(frame, boxes) for frame, boxes in kept]
+            figures = summary(*zip(*scores, strict=True))
+            results.append({"set": name, "finder": finder, **figures})
     timings = _timings(arguments.bundle)
     size = (arguments.bundle / LOCATOR_FILE).stat().st_size
     report = {"results": results, "latency_ms": timings, "bytes": size}
@@ -121,7 +132,7 @@ def _test_sets(
         scenes = (
             scene_of(
                 cutouts,
-                LONGER_SIDE_PX // 2,
+                LONGER_SIDE_PX,
                 (SEED, 0 if n_pills is None else 1 + n_pills, n),
                 n_pills,
             )

@@ -1,6 +1,7 @@
 """The locator's targets, loss, scores and stage, on scenes small enough for seconds."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,17 @@ import pytest
 import torch
 
 import pilltrack
+from pilltrack.core.bundle import read_bundle
 from pilltrack.core.errors import GateFailed, StageFailed
+from pilltrack.core.identify import STARTER_BUNDLE
 from pilltrack.core.locate import STRIDE, Locator, find_pills
 from pilltrack.pipeline.capture import Photo
 from pilltrack.pipeline.detections import average_precision, boxes_of, score_frame, summary
 from pilltrack.pipeline.locate import (
+    CLUTTER_EVERY,
     CONFIDENCES,
     STARTER,
+    _Scenes,
     check,
     choose_confidence,
     export_locator,
@@ -27,6 +32,7 @@ from pilltrack.pipeline.locate import (
 from pilltrack.pipeline.locator_data import example, rendered_cut_outs, scene_of
 from pilltrack.pipeline.locator_net import LocatorNet, locator_loss, targets_of
 from pilltrack.pipeline.params import LocateParams, Params
+from pilltrack.pipeline.starter import renew
 
 STUDENT = Path(pilltrack.__file__).parent / "starter" / "student.safetensors"
 SETTINGS = LocateParams(
@@ -46,6 +52,7 @@ SETTINGS = LocateParams(
     calibration_scenes=2,
     validation_scenes=2,
     min_ap50=0.0,
+    min_recall=0.0,
     max_false_finds=1.0,
 )
 
@@ -216,9 +223,10 @@ def test_no_steps_take_the_weights_as_they_are(
 
 def test_the_confidence_is_the_one_that_counts_best(cutouts: list[Photo]) -> None:
     class Sure(Locator):
-        """Finds every pill with 0.62, and as many ghosts with 0.43."""
+        """Finds every pill, and in each frame a ghost that is less sure than any of them."""
 
         def __init__(self) -> None:
+            self.least = 1.0  # of a pill
             full = (scene_of(cutouts, 96, (3, 2, n)) for n in range(20))
             with_pills = [scene for scene in full if len(scene.boxes)][:2]
             empty = [scene_of(cutouts, 96, (3, 3, n), 0) for n in range(2)]
@@ -228,20 +236,31 @@ def test_the_confidence_is_the_one_that_counts_best(cutouts: list[Photo]) -> Non
             scene = next(self.scenes)
             assert (scene.frame == frame).all()
             _, maps, _ = example(scene, 96)
-            maps[..., 0] *= 0.62
-            maps[0, 0] = (0.43, 1, 0.1, 0.1, 0.1, 0.1)
+            pills = find_pills(maps, 96, 96, 0.1)
+            self.least = min([self.least, *(pill.confidence for pill in pills)])
+            maps[0, 0] = (0.18, 1, 0.1, 0.1, 0.1, 0.1)
+            (ghost,) = [p for p in find_pills(maps, 96, 96, 0.1) if max(p.box) < 4]
+            assert 0.4 < ghost.confidence < 0.45
             return maps
 
-    assert choose_confidence(Sure(), cutouts, SETTINGS) == 0.6
+    locator = Sure()
+    chosen = choose_confidence(locator, cutouts, SETTINGS)
+    assert chosen == max(least for least in CONFIDENCES if least <= locator.least)
+    assert chosen >= 0.45
 
 
 def test_a_locator_that_finds_nothing_fails_the_gate() -> None:
-    strict = SETTINGS.model_copy(update={"min_ap50": 0.9, "max_false_finds": 0.02})
-    with pytest.raises(GateFailed, match=r"AP50 0\.400"):
-        gate({"ap50": 0.4, "false_finds": 0.0}, strict)
-    with pytest.raises(GateFailed, match=r"5\.0%"):
-        gate({"ap50": 0.95, "false_finds": 0.05}, strict)
-    gate({"ap50": 0.9, "false_finds": 0.02}, strict)
+    limits = {"min_ap50": 0.9, "min_recall": 0.8, "max_false_finds": 0.02}
+    strict = SETTINGS.model_copy(update=limits)
+    good = {"ap50": 0.9, "recall": 0.8, "false_finds": 0.02}
+    gate(good, strict)
+    for key, value, said in (
+        ("ap50", 0.4, r"AP50 0\.400"),
+        ("recall", 0.3, r"recall 30\.0%"),
+        ("false_finds", 0.05, r"5\.0%"),
+    ):
+        with pytest.raises(GateFailed, match=said):
+            gate(good | {key: value}, strict)
 
 
 def test_average_precision_as_computed_by_hand() -> None:
@@ -262,3 +281,30 @@ def test_a_pill_found_twice_counts_once() -> None:
 def seeded_net() -> LocatorNet:
     torch.manual_seed(0)
     return LocatorNet()
+
+
+def test_ap50_counts_every_find_and_the_rest_only_the_sure_ones() -> None:
+    pills = np.array([[0.0, 0, 10, 10], [20, 0, 10, 10]])
+    sure, every = score_frame(pills[:1], [0.9], pills), score_frame(pills, [0.9, 0.1], pills)
+    found = summary([sure], [every])
+    assert (found["recall"], found["ap50"], found["exact_count"]) == (0.5, 1.0, 0.0)
+
+
+def test_every_fourth_scene_of_a_training_has_no_pills(cutouts: list[Photo]) -> None:
+    scenes = _Scenes(cutouts, SETTINGS)
+    covered = [float(scenes[number][1][..., 1].sum()) for number in range(24)]
+    assert not any(covered[::CLUTTER_EVERY])
+    assert sum(map(bool, covered)) >= 10
+
+
+def test_the_starter_takes_the_locator_of_a_run(tmp_path: Path) -> None:
+    bundle, found = tmp_path / "bundle", tmp_path / "locate"
+    shutil.copytree(STARTER_BUNDLE, bundle)
+    found.mkdir()
+    shutil.copy(bundle / "locator.tflite", found)
+    (found / "locator.json").write_text('{"min_confidence": 0.45}')
+    before = read_bundle(bundle)
+    after = renew(bundle, found)
+    assert after.locator.min_confidence == 0.45 != before.locator.min_confidence
+    assert after.model == before.model
+    assert renew(bundle).locator == after.locator

@@ -4,11 +4,11 @@ import cv2
 import numpy as np
 import pytest
 
-from pilltrack.pipeline import laid_pill
+from pilltrack.pipeline import clutter, laid_pill, scenes
 from pilltrack.pipeline.capture import Light, Photo
 from pilltrack.pipeline.clutter import add_clutter, draw_backdrop, lay
 from pilltrack.pipeline.laid_pill import CUTOUT_PX, trimmed
-from pilltrack.pipeline.scenes import MAX_PILLS, MIN_PILL_PX, compose
+from pilltrack.pipeline.scenes import MAX_PILLS, MIN_PILL_PX, MIN_SHARE, compose
 
 LIGHT = Light(1.0, 0.0, 1.0)
 
@@ -132,3 +132,33 @@ def solid(colour: tuple[int, int, int], squeeze: float = 1.0) -> Photo:
     photo = np.empty((60, 60, 4), np.uint8)
     photo[..., :3], photo[..., 3] = colour, alpha
     return trimmed(photo)
+
+
+def test_no_pill_is_put_there_that_is_shorter_than_the_shortest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lengths: list[float] = []
+    add = scenes._Heap.add
+
+    def seen(heap: scenes._Heap, cutout: Photo, length_px: float) -> None:
+        lengths.append(length_px)
+        add(heap, cutout, length_px)
+
+    monkeypatch.setattr(scenes._Heap, "add", seen)
+    for seed in range(24):
+        compose(discs(), 400, 300, np.random.default_rng(seed), MAX_PILLS)
+    assert min(lengths) == MIN_SHARE * 400
+
+
+def test_crumbs_are_smaller_than_any_pill(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[float] = []
+
+    def seen(mask: Photo, outline: np.ndarray, *_: object) -> None:
+        lengths.append(float(max(cv2.minAreaRect(outline.astype(np.float32) / 16)[1])))
+
+    monkeypatch.setattr("pilltrack.pipeline.clutter.cv2.fillConvexPoly", seen)
+    for seed in range(30):
+        scene = np.full((640, 640, 3), 200.0, np.float32)
+        clutter._add_crumbs(scene, 400.0, LIGHT, np.random.default_rng(seed))
+    assert len(lengths) > 200
+    assert 0.02 * 640 < max(lengths) < MIN_SHARE * 640

@@ -371,15 +371,16 @@ def _add_glare(scene: Field, pill_px: float, light: Light, rng: np.random.Genera
 
 
 def _add_crumbs(scene: Field, pill_px: float, light: Light, rng: np.random.Generator) -> None:
-    """Crumbs and grains, much smaller than a pill."""
+    """Crumbs and grains, smaller than any pill: one as large, out of focus, looks like one."""
     size = scene.shape[0]
+    spread = min(pill_px * 0.07, size * 0.006)
     mask = np.zeros((size, size), np.uint8)
     where, colour = rng.uniform(0, 1, 2) * size, _any_colour(rng)
     for _ in range(int(rng.integers(3, 25))):
         at = where + rng.normal(0, 2 * pill_px, 2)
-        outline = at + rng.normal(0, pill_px * 0.07, (5, 2))
+        outline = at + rng.normal(0, 1, (5, 2)).clip(-1.6, 1.6) * spread
         cv2.fillConvexPoly(mask, cv2.convexHull(_fixed(outline)), 255, cv2.LINE_AA, 4)
-    lay(scene, mask, colour, light, pill_px * 0.06, 0.5)
+    lay(scene, mask, colour, light, spread * 0.9, 0.5)
 
 
 def _add_card(scene: Field, pill_px: float, light: Light, rng: np.random.Generator) -> None:

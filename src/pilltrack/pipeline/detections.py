@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pilltrack.core.locate import Found
+from pilltrack.core.locate import Found, Locator, find_pills
 
 Boxes = NDArray[np.float64]  # (N, 4) x, y, width, height
 MIN_IOU = 0.5
+ANY_CONFIDENCE = 0.05  # whose finds AP50 counts
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,25 @@ def box_ious(some: Boxes, others: Boxes) -> NDArray[np.float64]:
     return shares
 
 
-def summary(frames: Sequence[FrameScore]) -> dict[str, float]:
+def score_locator(
+    locator: Locator, frame: NDArray[np.uint8], pills: Boxes
+) -> tuple[FrameScore, FrameScore]:
+    """Match what a locator finds in a frame (H, W, 3), and its finds of any confidence."""
+    maps, (height, width) = locator.maps(frame), frame.shape[:2]
+    sure, every = (
+        score_frame(*boxes_of(find_pills(maps, height, width, least)), pills)
+        for least in (locator.min_confidence, ANY_CONFIDENCE)
+    )
+    return sure, every
+
+
+def summary(
+    frames: Sequence[FrameScore], every: Sequence[FrameScore] | None = None
+) -> dict[str, float]:
     """Recall, precision, AP50, share of frames counted exactly, and share with a false find.
 
-    Recall is 1 without pills, precision 1 without finds.
+    AP50 is that of `every`: the same frames with finds of any confidence, as its curve runs
+    through all of them; of `frames` if None. Recall is 1 without pills, precision 1 without finds.
 
     >>> frame = FrameScore(np.array([0.9, 0.8]), np.array([True, False]), 2)
     >>> [summary([frame])[key] for key in ("recall", "precision", "ap50", "exact_count")]
@@ -88,7 +104,7 @@ def summary(frames: Sequence[FrameScore]) -> dict[str, float]:
         "pills": n_pills,
         "recall": n_right / n_pills if n_pills else 1.0,
         "precision": n_right / n_finds if n_finds else 1.0,
-        "ap50": average_precision(frames),
+        "ap50": average_precision(frames if every is None else every),
         "exact_count": float(np.mean([frame.exact for frame in frames])),
         "false_finds": float(np.mean([not frame.right.all() for frame in frames])),
     }

@@ -33,7 +33,8 @@ from pilltrack.pipeline.surfaces import Field
 
 MAX_PILLS = 32
 PILL_SHARES = (0.04, 0.8)  # length of a typical pill, of the frame's longer side
-MIN_PILL_PX = 9
+MIN_SHARE = 0.028  # of any: one in a hundred of those on the phone photos is shorter
+MIN_PILL_PX = 9  # nor is any shorter than this
 MIN_VISIBLE = 0.4  # of a pill's area; one that would show less is not put there
 ALIKE = 0.15  # of the scenes: pills as bright as what they lie on, white ones on paper
 METERED = 0.8  # of the scenes are exposed so that white paper is not blown out
@@ -88,8 +89,9 @@ def compose(
     add_clutter(scene, int(rng.choice([0, 1, 3, 6, 9])), pill_px, light, rng)
     labels = np.zeros((side, side), np.uint8)
     heap = _Heap(scene, labels, room, window, light, rng)
+    shortest = max(MIN_PILL_PX, MIN_SHARE * side)
     for kind, relative in _draw_kinds(len(cutouts), n_pills, rng):
-        heap.add(cutouts[kind], max(MIN_PILL_PX, pill_px * relative))
+        heap.add(cutouts[kind], max(shortest, pill_px * relative))
     shade_unevenly(scene, light, CAMERA.light, rng)
     if rng.random() < METERED:
         bright = float(np.quantile(scene[::4, ::4].max(axis=2), 0.97))
