@@ -434,7 +434,7 @@ def test_pills_are_counted_and_numbered(
     assert (read_image(out) != read_image(red)).any()
     assert main(["count", "--json", str(red)]) == 0
     answer = json.loads(capsys.readouterr().out)
-    pills = [{"box": [8, 8, 24, 24], "confidence": 0.8859}]
+    pills = [{"box": [8, 8, 24, 24], "confidence": 0.9412}]
     assert answer == {"image": str(red), "count": 1, "or_more": False, "pills": pills}
 
 
