@@ -17,6 +17,7 @@ from pathlib import Path
 
 import litert_torch
 import numpy as np
+import onnx
 import torch
 from ai_edge_quantizer import quantizer, recipe
 
@@ -119,15 +120,20 @@ def main() -> None:
     quantiser.quantize(ranges).export_model(str(quantised))
     quantised.chmod(0o644)
 
+    onnx_file = HERE / "tiny.onnx"
     torch.onnx.export(
         model,
         (example,),
-        str(HERE / "tiny.onnx"),
+        str(onnx_file),
         dynamo=True,
         external_data=False,
         dynamic_shapes=({0: "n"},),
         verbose=False,
     )
+    exported = onnx.load(onnx_file)
+    for node in exported.graph.node:
+        del node.metadata_props[:]  # paths of the machine that made it
+    onnx.save(exported, onnx_file)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""The parity gate notices a model that embeds otherwise."""
+"""The parity gate notices a model that embeds otherwise; a file does not say where it was made."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,9 @@ from numpy.typing import NDArray
 
 from pilltrack.core.errors import GateFailed
 from pilltrack.pipeline.convert import _gate, parity
+from pilltrack.pipeline.export import export_onnx
+from pilltrack.pipeline.models import EmbeddingNet
+from tests.imports import ROOT
 
 
 class Colours:
@@ -58,3 +62,12 @@ def test_a_model_that_turns_one_photo_of_four_fails_the_gate() -> None:
 def test_a_cosine_that_is_no_number_fails_the_gate() -> None:
     with pytest.raises(GateFailed, match="nan"):
         _gate({"int8_mean_cosine": float("nan"), "onnx_mean_cosine": 1.0}, 0.0)
+
+
+def test_an_exported_file_holds_no_paths(tmp_path: Path) -> None:
+    net = EmbeddingNet("mobilenetv4_conv_small", 16, options={}, pixels="minus_one_to_one")
+    export_onnx(net, 32, tmp_path / "model.onnx")
+    content = (tmp_path / "model.onnx").read_bytes()
+    assert b"embedding" in content
+    assert b"site-packages" not in content
+    assert str(ROOT).encode() not in content

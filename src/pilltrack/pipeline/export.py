@@ -41,7 +41,9 @@ def export_int8(
 
 
 def export_onnx(net: EmbeddingNet, input_size_px: int, path: Path) -> None:
-    """Write a float32 `.onnx` with a free batch size."""
+    """Write a float32 `.onnx` with a free batch size; it does not say where it was made."""
+    import onnx
+
     sample = torch.zeros(2, input_size_px, input_size_px, 3)
     with tempfile.TemporaryDirectory() as directory, _quiet():
         file = Path(directory) / "model.onnx"
@@ -56,7 +58,10 @@ def export_onnx(net: EmbeddingNet, input_size_px: int, path: Path) -> None:
             output_names=["embedding"],
             verbose=False,
         )
-        write_atomically(path, file.read_bytes())
+        model = onnx.load(file)
+        for node in model.graph.node:
+            del node.metadata_props[:]  # the stack below each layer, with its files' paths
+        write_atomically(path, model.SerializeToString())
 
 
 def export_litert(
