@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pilltrack.cli_parts import new_command, say
+from pilltrack.cli_parts import CHANNELS, new_command, say
 from pilltrack.core.errors import InputRejected
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from pilltrack.pipeline.publish import Publisher
     from pilltrack.pipeline.roots import Days
 
-CHANNELS = ("stable", "beta")  # as in core.channels, which takes long to import
 RELEASES = "PILLTRACK_RELEASES"
 BUNDLE = "artifacts/package/bundle"
 

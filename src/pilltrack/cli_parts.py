@@ -13,6 +13,8 @@ from pilltrack.core.errors import BundleRejected
 if TYPE_CHECKING:
     from pilltrack.edge.slots import Slots
 
+CHANNELS = ("stable", "beta")  # as in core.channels, which takes long to import
+
 
 def new_command(commands: Any, name: str, summary: str, examples: str) -> argparse.ArgumentParser:
     """Add a command: its summary for the list of commands, its examples for its own help."""

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pilltrack.cli_parts import add_home, home_of, new_command, positive, say, slots_of
+from pilltrack.cli_parts import CHANNELS, add_home, home_of, new_command, positive, say, slots_of
 from pilltrack.core.errors import BundleRejected, InputRejected, StageFailed
 
 
@@ -38,7 +38,7 @@ def add_update(commands: Any) -> None:
     join.add_argument(
         "--root", type=Path, required=True, metavar="FILE", help="the publisher's N.root.json"
     )
-    join.add_argument("--channel", choices=("stable", "beta"), default="stable")
+    join.add_argument("--channel", choices=CHANNELS, default="stable")
     join.add_argument(
         "--every-hours", type=float, default=6.0, metavar="N", help="between two looks; default: 6"
     )

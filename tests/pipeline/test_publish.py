@@ -18,7 +18,7 @@ import pytest
 from tuf.api.exceptions import ExpiredMetadataError, RepositoryError
 from tuf.api.metadata import Metadata, MetaFile, Snapshot, Targets
 
-from pilltrack import cli, cli_fleet
+from pilltrack import cli, cli_parts
 from pilltrack.core.bundle import read_bundle
 from pilltrack.core.channels import CHANNELS, release_in
 from pilltrack.core.errors import BundleRejected, GateFailed, InputRejected, StageFailed
@@ -948,7 +948,7 @@ class TestCommands:
         assert told["releases"][1]["yanked"] == "confuses strengths"
 
     def test_the_channels_of_the_command_line_are_all(self) -> None:
-        assert cli_fleet.CHANNELS == CHANNELS
+        assert cli_parts.CHANNELS == CHANNELS
 
     def test_publish_as_json(self, bundles: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
         capsys.readouterr()
