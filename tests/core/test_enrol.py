@@ -64,6 +64,18 @@ def test_each_set_of_views_has_its_own_mean() -> None:
     np.testing.assert_allclose(found, [[1, 0, 0], [half, half, 0], [0, 0, 0]], rtol=1e-6)
 
 
+def test_the_turns_of_one_photo_at_a_time_are_in_memory() -> None:
+    sizes: list[int] = []
+
+    class Counting(Corner):
+        def embed(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+            sizes.append(len(crops))
+            return super().embed(crops)
+
+    embed_references(Counting(), [photo(RED, RED, GREEN, RED)] * 3)
+    assert sizes == [4, 4, 4]
+
+
 def test_no_photos_no_embeddings() -> None:
     assert embed_references(Corner(), []).shape == (0, 3)
 

@@ -1,5 +1,6 @@
 import json
 import struct
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -154,6 +155,44 @@ def test_removed_pill_is_no_longer_found(gallery: Gallery) -> None:
     assert len(gallery) == 2
     [found] = gallery.search(rows([1, 0]), n_pills=3)
     assert [candidate.pill for candidate in found] == ["b", "c"]
+
+
+def test_a_replaced_pill_has_the_new_references_alone(gallery: Gallery) -> None:
+    gallery.replace("a", [reference("a", 7)], rows([0, 1]))
+    assert gallery.references("a") == [reference("a", 7)]
+    assert gallery.counts()["a"] == 1
+    [found] = gallery.search(rows([0, 1]), n_pills=1)
+    assert found == [Candidate("a", 1.0)]
+    gallery.replace("a", [], rows().reshape(0, 2))
+    assert gallery.pills() == ["b", "c"]
+
+
+def test_a_replacement_that_is_refused_changes_nothing(gallery: Gallery) -> None:
+    before = gallery.references()
+    for references, embeddings in (
+        ([reference("b", 1)], rows([1, 0])),
+        ([reference("a", 1)], rows([2, 0])),
+    ):
+        with pytest.raises(ValueError, match="expected"):
+            gallery.replace("a", references, embeddings)
+    assert gallery.references() == before
+
+
+def test_no_search_lacks_a_pill_that_is_being_replaced(gallery: Gallery) -> None:
+    stop = threading.Event()
+
+    def replace() -> None:
+        while not stop.is_set():
+            gallery.replace("a", [reference("a", 0)], rows([1, 0]))
+
+    replacing = threading.Thread(target=replace)
+    replacing.start()
+    try:
+        nearest = {gallery.search(rows([1, 0]), n_pills=1)[0][0].pill for _ in range(300)}
+    finally:
+        stop.set()
+        replacing.join()
+    assert nearest == {"a"}
 
 
 def test_references_and_embeddings_are_sorted_and_aligned(gallery: Gallery) -> None:

@@ -117,6 +117,14 @@ def test_a_field_of_peaks_gives_no_more_than_the_limit() -> None:
     assert len(find_pills(maps_of(discs), SIDE, SIDE, LEAST)) == MAX_PILLS
 
 
+def test_peaks_that_are_no_pills_take_no_place_from_pills() -> None:
+    discs = [(x, y, 5) for x in range(8, 160, 13) for y in range(8, 160, 13)]
+    maps = maps_of(discs)
+    maps[: CELLS // 3, :, 1] = 0  # nothing but middles, surer than the pills below
+    maps[CELLS // 3 :, :, 0] *= 0.9
+    assert len(find_pills(maps, SIDE, SIDE, LEAST)) == MAX_PILLS
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 3000), st.integers(1, 3000))
 def test_any_maps_give_boxes_inside_the_frame(seed: int, height: int, width: int) -> None:

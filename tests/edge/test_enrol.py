@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 
 from pilltrack.core.errors import ImageRejected, InputRejected, StageFailed
 from pilltrack.core.local import LocalReferences, digest_of
-from pilltrack.core.locate import Found, Locator
+from pilltrack.core.locate import MAX_CROP_PX, Found, Locator
 from pilltrack.edge.app import create_app
 from pilltrack.edge.audit import AuditLog
 from pilltrack.edge.enrol import PhotosRefused
@@ -21,7 +21,7 @@ from pilltrack.edge.record import MAX_REASON_LENGTH, Override
 from pilltrack.edge.service import Service
 from pilltrack.edge.settings import Settings
 from tests.drawn import BLUE, GREEN, RED, Photo, empty_table, pill_photo
-from tests.edge.conftest import BASE, png
+from tests.edge.conftest import BASE, noise, png
 from tests.tiny_bundle import COLOURED, tiny_bundle
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -164,6 +164,20 @@ def test_a_photo_of_nothing_but_the_pill_may_fill_its_frame_but_not_be_blurred(
     assert service.enrol("green", named(sharp, sharp[::-1]), BOTH, NOW, crops=True).new == 2
     [first, _] = service.kept("green")
     assert first.crop == digest_of(sharp)
+
+
+def test_a_phones_photo_of_nothing_but_the_pill_is_kept_no_larger_than_a_crop(
+    service: Service,
+) -> None:
+    large = noise(5).repeat(20, axis=0).repeat(20, axis=1)
+    assert max(large.shape) > MAX_CROP_PX
+    service.enrol("green", [("large.png", large)], [""], NOW, crops=True, reason="a test")
+    [kept] = service.kept("green")
+    photo = service.photo(kept.crop)
+    assert photo is not None
+    assert photo.shape == (MAX_CROP_PX, MAX_CROP_PX, 3)
+    [pill] = service.look(large, is_crop=True).pills
+    assert pill.decision.candidates[0].pill == "green"
 
 
 # What is enrolled all the same

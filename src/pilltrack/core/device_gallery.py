@@ -47,6 +47,12 @@ class DeviceGallery:
         """Enrol on the device; as `Gallery.enrol`."""
         self.local.enrol(references, embeddings)
 
+    def replace(
+        self, pill: str, references: Sequence[Reference], embeddings: NDArray[np.float32]
+    ) -> None:
+        """Replace what the device enrolled of a pill; as `Gallery.replace`."""
+        self.local.replace(pill, references, embeddings)
+
     def remove(self, pill: str) -> int:
         """Remove what the device enrolled of a pill; the bundle's references stay."""
         return self.local.remove(pill)

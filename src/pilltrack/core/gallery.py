@@ -171,12 +171,23 @@ class Gallery:
     def remove(self, pill: str) -> int:
         """Remove all references of a pill; return how many there were (0 if not enrolled)."""
         with self._lock:
-            ids = self._ids_of.get(pill, [])
-            if ids:
-                self._shard.update(qdrant_edge.UpdateOperation.delete_points(list(ids)))
-                for point_id in self._ids_of.pop(pill):
-                    del self._references[point_id]
+            ids = list(self._ids_of.get(pill, []))
+            self._delete(pill, ids)
             return len(ids)
+
+    def replace(
+        self, pill: str, references: Sequence[Reference], embeddings: NDArray[np.float32]
+    ) -> None:
+        """Give a pill these references instead of its own: no search in between lacks any.
+
+        Raises as `enrol`, and then changes nothing; ValueError also for another pill's reference.
+        """
+        if others := sorted({reference.pill for reference in references} - {pill}):
+            raise ValueError(f"references of {others[0]!r}; expected those of {pill!r} alone")
+        with self._lock:
+            old = list(self._ids_of.get(pill, []))
+            self.enrol(references, embeddings)
+            self._delete(pill, old)
 
     def search(self, embeddings: NDArray[np.float32], n_pills: int) -> list[list[Candidate]]:
         """Find the `n_pills` most similar distinct pills for each probe (N, D) float32.
@@ -281,6 +292,18 @@ class Gallery:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _delete(self, pill: str, ids: list[int]) -> None:
+        if not ids:
+            return
+        self._shard.update(qdrant_edge.UpdateOperation.delete_points(ids))
+        for point_id in ids:
+            del self._references[point_id]
+        left = [point_id for point_id in self._ids_of[pill] if point_id in self._references]
+        if left:
+            self._ids_of[pill] = left
+        else:
+            del self._ids_of[pill]
 
     def _nearest_pills(self, embedding: list[float], n_pills: int) -> list[Candidate]:
         with self._lock:

@@ -32,6 +32,7 @@ N_MAPS = 6  # middle, pill, and the square roots of the distances left, top, rig
 MAX_PILLS = 64  # in one frame
 PILL_SHARE = 0.75  # of the crop's side that the pill's length takes
 MAX_CROP_PX = 640  # a larger one is shrunk: no embedder looks at so many pixels
+_MAX_PEAKS = 2 * MAX_PILLS  # some turn out to be none
 _LEAST_MIDDLE = 0.1  # of a peak; so which cells are whose does not hang on min_confidence
 _PILL_CELL = 0.15  # of the pill map: small pills fill no cell, faint ones are never sure
 _IN_MASK = 0.5  # of the highest value of the pill map in the pill's cells
@@ -136,7 +137,8 @@ def find_pills(
         mask = placing.mask(covered, box, _IN_MASK * float(maps[own, 1].max()))
         if mask.any():
             found.append(Found(box, mask, confidence))
-    return sorted(found, key=lambda pill: (-pill.confidence, pill.box[1], pill.box[0]))
+    found.sort(key=lambda pill: (-pill.confidence, pill.box[1], pill.box[0]))
+    return found[:MAX_PILLS]
 
 
 def in_reading_order(found: Sequence[Found]) -> list[Found]:
@@ -217,12 +219,12 @@ def _peaks(
     """Rows and columns of the local maxima, one for each pill, best first."""
     highest = cv2.dilate(middles, _NEIGHBOURS)
     rows, columns = np.nonzero((middles >= highest) & (middles >= _LEAST_MIDDLE))
-    order = np.argsort(-middles[rows, columns], kind="stable")[: 4 * MAX_PILLS]
+    order = np.argsort(-middles[rows, columns], kind="stable")[: 2 * _MAX_PEAKS]
     rows, columns = rows[order], columns[order]
     kept: list[int] = []
     candidates = boxes[rows, columns]  # (P, 4)
     for index in range(len(rows)):
-        if len(kept) < MAX_PILLS and not (
+        if len(kept) < _MAX_PEAKS and not (
             kept and (_iou(candidates[index], candidates[kept]) > _SAME_PILL).any()
         ):
             kept.append(index)

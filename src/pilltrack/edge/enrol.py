@@ -26,7 +26,8 @@ from pilltrack.core.enrol import embed_references, pills_to_enrol
 from pilltrack.core.errors import ImageRejected, InputRejected
 from pilltrack.core.identify import Identifier
 from pilltrack.core.local import LocalReferences, digest_of, is_store
-from pilltrack.core.locate import Found, crop
+from pilltrack.core.locate import MAX_CROP_PX, Found, crop
+from pilltrack.core.preprocess import to_model_input
 from pilltrack.core.quality import Fault, FaultKind, collision, photo_faults, set_faults
 from pilltrack.edge.audit import AuditLog
 from pilltrack.edge.record import (
@@ -121,8 +122,7 @@ def enrol(
                 with AuditLog(home) as audit:
                     audit.add_override(override)
         references, embeddings = local.embedded(identifier.embedder, pill)
-    identifier.gallery.remove(pill)
-    identifier.gallery.enrol(references, embeddings)
+    identifier.gallery.replace(pill, references, embeddings)
     return Enrolled(len(references), n_new, judged.faults)
 
 
@@ -154,7 +154,7 @@ def _judged(
             faults += photo_faults(name, photo, found, size_px)
         if len(found) == 1:
             boxes[name] = found[0].box
-            cut[name] = (photo if crops else crop(photo, found[0])), side
+            cut[name] = (_no_larger(photo) if crops else crop(photo, found[0])), side
     squares, shown = [square for square, _ in cut.values()], [side for _, side in cut.values()]
     embeddings = embed_references(identifier.embedder, squares)
     for name, embedding in zip(cut, embeddings, strict=True):
@@ -175,6 +175,11 @@ def _judged(
         tuple(faults),
         alike,
     )
+
+
+def _no_larger(photo: Photo) -> Photo:
+    """A photo that is nothing but the pill, no larger than `crop` would have cut it out."""
+    return photo if max(photo.shape[:2]) <= MAX_CROP_PX else to_model_input(photo, MAX_CROP_PX)
 
 
 def _most_alike(identifier: Identifier, home: Path, pill: str, probe: NDArray[np.float32]) -> str:

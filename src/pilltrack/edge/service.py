@@ -275,12 +275,12 @@ class Service:
 
     def _enrol_again(self, identifier: Identifier, pill: str) -> None:
         """Let a gallery hold of a pill what the home holds."""
-        identifier.gallery.remove(pill)
-        if is_store(self.home):
-            with self._store() as local:
-                references, embeddings = local.embedded(identifier.embedder, pill)
-            if references:
-                identifier.gallery.enrol(references, embeddings)
+        if not is_store(self.home):
+            identifier.gallery.remove(pill)
+            return
+        with self._store() as local:
+            references, embeddings = local.embedded(identifier.embedder, pill)
+        identifier.gallery.replace(pill, references, embeddings)
 
     def _store(self) -> LocalReferences:
         return LocalReferences(self.home, check=False)  # it was checked with the bundle

@@ -26,7 +26,7 @@ from pilltrack.core.image import SUFFIXES, read_image
 from pilltrack.pipeline.archive import is_junk
 from pilltrack.pipeline.protocol import Drawn, Probes, drawn, measure, search, single_views
 
-BATCH = 64
+BATCH = 8  # bounds memory: so many decoded photos at once
 
 
 def evaluate_folder(
