@@ -226,6 +226,17 @@ def test_sixty_megapixels_in_a_small_file_are_refused_before_decoding() -> None:
     assert "60 megapixels" in refusal(data[:60]).found
 
 
+def test_a_side_longer_than_asked_for_is_refused_before_decoding() -> None:
+    data = encoded(plain(0, "L", (20, 30)), "PNG")
+    assert decode_image(data, name="x", max_side_px=30).shape == (30, 20, 3)
+    with pytest.raises(ImageRejected) as refused:
+        decode_image(data[:60], name="x", max_side_px=29)
+    assert (refused.value.found, refused.value.expected) == (
+        "20 x 30 pixels",
+        "at most 29 on a side",
+    )
+
+
 def test_too_many_bytes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(plain(0, "L"), "PNG")
     monkeypatch.setattr(limits, "MAX_BYTES", len(data) - 1)

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from fastapi.testclient import TestClient
@@ -50,6 +51,17 @@ def test_a_pill_is_enrolled_recognised_shown_and_forgotten(client: TestClient) -
     assert client.get(pill["photos"][0]).status_code == 404
     names = [c["pill"] for c in identify(client, png(noise()))["pills"][0]["candidates"]]
     assert names == ["red-pill"]
+
+
+@pytest.mark.parametrize("name", ["hydrocodone/APAP 5/325", "a/", "50 % / ü"])
+def test_a_pill_with_a_slash_in_its_name_is_found_and_forgotten(
+    client: TestClient, name: str
+) -> None:
+    assert enrol(client, name, png(noise())).status_code == 201
+    address = f"/api/v1/gallery/{quote(name, safe='')}"
+    assert client.get(address).json()["pill"] == name
+    assert client.delete(address).json() == {"removed": 1}
+    assert client.get(address).status_code == 404
 
 
 def test_what_was_enrolled_is_there_after_a_restart(opened: Opened) -> None:

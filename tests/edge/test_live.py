@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -20,8 +21,11 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from websockets.sync.client import connect
 
+from pilltrack.edge.app import create_app
+from pilltrack.edge.live import MAX_SIDE_PX
 from pilltrack.edge.service import Look, Service
-from tests.edge.conftest import noise, png
+from pilltrack.edge.settings import Settings
+from tests.edge.conftest import BASE, noise, png
 
 LIVE = "ws://127.0.0.1:8000/api/v1/live"
 
@@ -50,6 +54,42 @@ def test_frames_that_come_while_one_is_looked_at_are_dropped_but_the_newest(
     assert widths == [42, 33]
     # Frames looked at and dropped before it say which frame an answer is for: the first, the fifth.
     assert [(answer["frame"], answer["dropped"]) for answer in answers] == [(1, 0), (2, 3)]
+
+
+def test_a_frame_that_is_too_large_is_refused_by_its_header(client: TestClient) -> None:
+    large = png(np.zeros((16, MAX_SIDE_PX + 1, 3), np.uint8))
+    with client.websocket_connect(LIVE) as socket:
+        socket.send_bytes(large[:60])  # nothing to decode
+        assert f"at most {MAX_SIDE_PX} on a side" in socket.receive_json()["error"]
+        socket.send_bytes(png(noise()))
+        assert socket.receive_json()["frame"] == 2
+
+
+def test_many_sockets_look_at_no_more_pictures_at_once_than_may_be(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, inside, most = Service.look, 0, 0
+    counting = threading.Lock()
+
+    def counted(self: Service, frame: np.ndarray, **more: bool) -> Look:
+        nonlocal inside, most
+        with counting:
+            inside += 1
+            most = max(most, inside)
+        time.sleep(0.2)
+        with counting:
+            inside -= 1
+        return look(self, frame, **more)
+
+    monkeypatch.setattr(Service, "look", counted)
+    settings = Settings(bundle=bundle, home=tmp_path / "home", max_at_once=1)
+    app = create_app(Service(bundle, settings.home, threads=1), settings)
+    with TestClient(app, base_url=BASE) as client, contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(client.websocket_connect(LIVE)) for _ in range(3)]
+        for socket in sockets:
+            socket.send_bytes(png(noise()))
+        assert [socket.receive_json()["frame"] for socket in sockets] == [1, 1, 1]
+    assert most == 1
 
 
 @pytest.fixture

@@ -54,14 +54,17 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     return decode_image(data, name=str(path))
 
 
-def decode_image(data: bytes, *, name: str) -> NDArray[np.uint8]:
+def decode_image(
+    data: bytes, *, name: str, max_side_px: int | None = None
+) -> NDArray[np.uint8]:
     """Decode one image to an upright RGB array (H, W, 3) uint8.
 
     Transparent pixels are laid over black, the background of studio reference photos; 16-bit
     values keep their upper 8 bits; EXIF orientation is applied; of several frames the first
     counts. `name` is used in messages only.
 
-    Raises ImageRejected for anything that is not a whole image within the limits above.
+    Raises ImageRejected for anything that is not a whole image within the limits above, or has a
+    side longer than `max_side_px`.
     """
     if len(data) > MAX_BYTES:
         raise _too_many_bytes(name, len(data))
@@ -71,7 +74,7 @@ def decode_image(data: bytes, *, name: str) -> NDArray[np.uint8]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the limits below are stricter than Pillow's warning
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                _check_size(name, image.size)
+                _check_size(name, image.size, max_side_px)
                 image.load()
                 return _pixels(_as_rgb(_upright(image)))
     except (ImageRejected, MemoryError):
@@ -111,8 +114,15 @@ def _pixels(image: Image.Image) -> NDArray[np.uint8]:
     return pixels
 
 
-def _check_size(name: str, size: tuple[int, int]) -> None:
+def _check_size(name: str, size: tuple[int, int], max_side_px: int | None) -> None:
     width, height = size
+    if max_side_px is not None and max(size) > max_side_px:
+        raise ImageRejected(
+            name,
+            found=f"{width} x {height} pixels",
+            expected=f"at most {max_side_px} on a side",
+            remedy="Scale the picture down; 640 x 480 is enough.",
+        )
     if width * height > MAX_PIXELS:
         raise ImageRejected(
             name,

@@ -259,9 +259,9 @@ def _add_looking(
     async def watch(socket: WebSocket, source: str = "browser") -> None:
         await socket.accept()
         if source == "browser":
-            await live.from_browser(socket, service, desk.seen)
+            await live.from_browser(socket, service, desk.seen, desk.hands)
         elif camera is not None:
-            await live.from_device(socket, service, camera, desk.seen)
+            await live.from_device(socket, service, camera, desk.seen, desk.hands)
         else:
             await socket.close(1008, "this device has no camera of its own")
 
@@ -271,7 +271,7 @@ def _add_gallery(app: FastAPI, service: Service, desk: _Desk) -> None:
     async def gallery() -> GalleryAnswer:
         return await to_thread.run_sync(_gallery, service)
 
-    @app.get(f"{API}/gallery/{{pill}}", responses=NAMED, summary="One enrolled pill")
+    @app.get(f"{API}/gallery/{{pill:path}}", responses=NAMED, summary="One enrolled pill")
     async def gallery_of(pill: str) -> GalleryPill:
         answer = await to_thread.run_sync(_gallery, service, pill)
         for row in answer.pills:
@@ -327,7 +327,7 @@ def _add_gallery(app: FastAPI, service: Service, desk: _Desk) -> None:
         desk.tell(EnrolEvent(**_now(service.identifier.manifest.name), **answer.model_dump()))
         return answer
 
-    @app.delete(f"{API}/gallery/{{pill}}", responses=UPLOAD | NAMED, summary="Forget a pill")
+    @app.delete(f"{API}/gallery/{{pill:path}}", responses=UPLOAD | NAMED, summary="Forget a pill")
     async def forget(pill: str) -> dict[str, int]:
         n_removed = await to_thread.run_sync(service.forget, pill)
         if not n_removed:

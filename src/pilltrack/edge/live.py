@@ -2,7 +2,8 @@
 
 A browser sends JPEG frames of its own camera and gets one JSON answer for each that was looked at.
 Where the device has a camera, the socket sends what that sees: a JPEG, then its answer. Names are
-steadied over frames by one tracker for each socket.
+steadied over frames by one tracker for each socket. However many sockets there are, `hands` says
+how many pictures are decoded and looked at at once.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from fastapi import WebSocket, WebSocketDisconnect
 from numpy.typing import NDArray
 
@@ -31,7 +32,9 @@ JPEG_QUALITY = 80
 NEXT_FRAME_S = 5.0
 
 
-async def from_browser(socket: WebSocket, service: Service, seen: Seen) -> None:
+async def from_browser(
+    socket: WebSocket, service: Service, seen: Seen, hands: CapacityLimiter
+) -> None:
     """Answer the frames of a browser until it leaves."""
     newest: list[bytes] = []
     arrived, n_dropped, left = asyncio.Event(), 0, False
@@ -59,11 +62,11 @@ async def from_browser(socket: WebSocket, service: Service, seen: Seen) -> None:
             data, newest[:], before = newest[0], [], n_dropped
             number += 1
             try:
-                frame, decode_ms = await to_thread.run_sync(_decoded, data)
+                frame, decode_ms = await to_thread.run_sync(_decoded, data, limiter=hands)
             except ImageRejected as error:
                 await socket.send_json({"error": str(error)})
                 continue
-            look = await to_thread.run_sync(service.look, frame)
+            look = await to_thread.run_sync(service.look, frame, limiter=hands)
             seen(look, decode_ms)
             answer = _answer(tracker, look, frame, decode_ms, number, before)
             await socket.send_text(answer.model_dump_json())
@@ -73,7 +76,9 @@ async def from_browser(socket: WebSocket, service: Service, seen: Seen) -> None:
         receiving.cancel()
 
 
-async def from_device(socket: WebSocket, service: Service, camera: Camera, seen: Seen) -> None:
+async def from_device(
+    socket: WebSocket, service: Service, camera: Camera, seen: Seen, hands: CapacityLimiter
+) -> None:
     """Send what the device's camera sees, and what it is, until the browser leaves."""
     tracker, number, last = Tracker(), 0, 0
     leaving = asyncio.create_task(_until_left(socket))
@@ -85,9 +90,9 @@ async def from_device(socket: WebSocket, service: Service, camera: Camera, seen:
                 return
             dropped, (last, frame) = max(0, found[0] - last - 1), found
             number += 1
-            look = await to_thread.run_sync(service.look, frame)
+            look = await to_thread.run_sync(service.look, frame, limiter=hands)
             seen(look, 0.0)
-            jpeg = await to_thread.run_sync(_as_jpeg, frame)
+            jpeg = await to_thread.run_sync(_as_jpeg, frame, limiter=hands)
             await socket.send_bytes(jpeg)
             answer = _answer(tracker, look, frame, 0.0, number, dropped)
             await socket.send_text(answer.model_dump_json())
@@ -120,14 +125,7 @@ def _answer(
 
 def _decoded(data: bytes) -> tuple[Frame, float]:
     start_s = time.perf_counter()
-    frame = decode_image(data, name="live frame")
-    if max(frame.shape[:2]) > MAX_SIDE_PX:
-        raise ImageRejected(
-            "live frame",
-            found=f"{frame.shape[1]} x {frame.shape[0]} pixels",
-            expected=f"at most {MAX_SIDE_PX} on a side",
-            remedy="Send smaller frames; 640 x 480 is enough.",
-        )
+    frame = decode_image(data, name="live frame", max_side_px=MAX_SIDE_PX)
     return frame, 1000 * (time.perf_counter() - start_s)
 
 
