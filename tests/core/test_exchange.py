@@ -6,6 +6,7 @@ import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,6 +71,71 @@ def test_a_zip_that_was_changed_is_refused_and_adds_nothing(
         with pytest.raises(ArchiveRejected, match=found):
             import_references(local, tmp_path / "changed.zip")
         assert local.pills() == {}
+
+
+def test_any_damaged_byte_is_refused_or_harmless(exported: Path, tmp_path: Path) -> None:
+    whole, damaged = exported.read_bytes(), tmp_path / "damaged.zip"
+    with zipfile.ZipFile(exported) as archive:
+        end_of_list = archive.infolist()[1].header_offset
+    refused = 0
+    with LocalReferences(tmp_path / "other") as local:
+        for place in range(end_of_list):  # the list is deflated: its decoder has errors of its own
+            data = bytearray(whole)
+            data[place] ^= 0xFF
+            damaged.write_bytes(bytes(data))
+            try:
+                import_references(local, damaged)
+            except (ArchiveRejected, InputRejected):
+                refused += 1
+    assert refused > end_of_list // 2
+
+
+def test_only_one_side_of_one_pill_is_in_memory_at_a_time(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+    add = LocalReferences.add
+
+    def counted(self: LocalReferences, pill: str, photos: list[Any], side: str = "") -> int:
+        held.append(len(photos))
+        return add(self, pill, photos, side)
+
+    monkeypatch.setattr(LocalReferences, "add", counted)
+    with LocalReferences(tmp_path / "other") as local:
+        import_references(local, exported)
+    assert sorted(held) == [1, 1, 2]
+
+
+def test_a_photo_that_is_named_often_is_decoded_once_and_added_once(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(exported) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    rewrite(files, lambda rows: rows.extend([rows[0]] * 50))
+    with zipfile.ZipFile(tmp_path / "often.zip", "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    decoded: list[str] = []
+    decode = exchange.decode_image
+    monkeypatch.setattr(
+        exchange,
+        "decode_image",
+        lambda data, *, name: (decoded.append(name), decode(data, name=name))[1],
+    )
+    with LocalReferences(tmp_path / "other") as local:
+        assert sum(import_references(local, tmp_path / "often.zip").values()) == 4
+    assert len(decoded) == 8  # each to check it, and to add it
+
+
+def test_a_full_disk_is_not_the_zips_fault(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(LocalReferences, "add", full)
+    with LocalReferences(tmp_path / "other") as local, pytest.raises(OSError, match="No space"):
+        import_references(local, exported)
 
 
 def test_what_is_no_zip_is_refused(tmp_path: Path) -> None:

@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -70,35 +73,61 @@ def import_references(local: LocalReferences, source: Path) -> dict[str, int]:
     """Add the references of a zip to a home; return for each pill how many are new.
 
     Every photo is checked before the first is added. A pill that is there already gets the photos
-    it lacks. Raises ArchiveRejected for a zip that `export_references` cannot have written, and
-    InputRejected as `LocalReferences.add`; pills before the refused one then stay added.
+    it lacks. In memory are the photos of one side of one pill at a time. Raises ArchiveRejected
+    for a zip that `export_references` cannot have written, and InputRejected as
+    `LocalReferences.add`; pills before the refused one then stay added.
     """
-    content = _read(source)
     added: dict[str, int] = {}
-    for (pill, side), photos in content.items():
-        added[pill] = added.get(pill, 0) + local.add(pill, photos, side)
+    with _readable(source):
+        archive, rows = _open(source)
+    with archive:
+        with _readable(source):
+            for digest in dict.fromkeys(row.photo for row in rows):
+                _photo(source, archive, digest)
+        for (pill, side), of_one in _by_pill(rows).items():
+            with _readable(source):
+                photos = [(row.image, _photo(source, archive, row.photo)) for row in of_one]
+            added[pill] = added.get(pill, 0) + local.add(pill, photos, side)
     return added
 
 
-Photos = list[tuple[str, NDArray[np.uint8]]]
-
-
-def _read(source: Path) -> dict[tuple[str, str], Photos]:
-    """(pill, side) -> its photos, in the order of the list."""
+@contextmanager
+def _readable(source: Path) -> Iterator[None]:
+    """Within this context, what is wrong with a zip is ArchiveRejected."""
     try:
-        size = source.stat().st_size
-        if size > MAX_ZIP_BYTES:
-            raise _rejected(source, f"{size} bytes", f"at most {MAX_ZIP_BYTES} bytes")
-        with zipfile.ZipFile(source) as archive:
-            listing = _List.model_validate_json(_bytes(source, archive, LIST, MAX_LIST_BYTES))
-            content: dict[tuple[str, str], Photos] = {}
-            for row in listing.references:
-                photo = _photo(source, archive, row.photo)
-                content.setdefault((row.pill, row.side), []).append((row.image, photo))
-            return content
-    except (OSError, zipfile.BadZipFile, ValidationError, EOFError, NotImplementedError) as error:
+        yield
+    except (
+        OSError,
+        zipfile.BadZipFile,
+        zlib.error,
+        ValidationError,
+        EOFError,
+        NotImplementedError,
+    ) as error:
         found = " ".join(str(error).split())[:200]
         raise _rejected(source, found, "a zip of `pilltrack gallery export`") from error
+
+
+def _open(source: Path) -> tuple[zipfile.ZipFile, list[_Row]]:
+    """The zip, open, and its list."""
+    size = source.stat().st_size
+    if size > MAX_ZIP_BYTES:
+        raise _rejected(source, f"{size} bytes", f"at most {MAX_ZIP_BYTES} bytes")
+    archive = zipfile.ZipFile(source)
+    try:
+        data = _bytes(source, archive, LIST, MAX_LIST_BYTES)
+        return archive, _List.model_validate_json(data).references
+    except BaseException:
+        archive.close()
+        raise
+
+
+def _by_pill(rows: Sequence[_Row]) -> dict[tuple[str, str], list[_Row]]:
+    """(pill, side) -> its rows, each in the order of the list; a photo named twice counts once."""
+    content: dict[tuple[str, str], dict[str, _Row]] = {}
+    for row in rows:
+        content.setdefault((row.pill, row.side), {}).setdefault(row.photo, row)
+    return {key: list(photos.values()) for key, photos in content.items()}
 
 
 def _photo(source: Path, archive: zipfile.ZipFile, digest: str) -> NDArray[np.uint8]:
