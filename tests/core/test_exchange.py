@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pilltrack.core import exchange
 from pilltrack.core.errors import ArchiveRejected, InputRejected, StageFailed
 from pilltrack.core.exchange import export_references, import_references
+from pilltrack.core.image import decode_image
 from pilltrack.core.local import LocalReferences
 
 
@@ -116,12 +117,12 @@ def test_a_photo_that_is_named_often_is_decoded_once_and_added_once(
         for name, data in files.items():
             archive.writestr(name, data)
     decoded: list[str] = []
-    decode = exchange.decode_image
-    monkeypatch.setattr(
-        exchange,
-        "decode_image",
-        lambda data, *, name: (decoded.append(name), decode(data, name=name))[1],
-    )
+
+    def counted(data: bytes, *, name: str) -> NDArray[np.uint8]:
+        decoded.append(name)
+        return decode_image(data, name=name)
+
+    monkeypatch.setattr(exchange, "decode_image", counted)
     with LocalReferences(tmp_path / "other") as local:
         assert sum(import_references(local, tmp_path / "often.zip").values()) == 4
     assert len(decoded) == 8  # each to check it, and to add it

@@ -126,6 +126,33 @@ def test_an_unknown_pill_is_enrolled_recognised_and_checked(page: Page) -> None:
     page.get_by_text("green capsule is forgotten").first.wait_for()
 
 
+# getUserMedia answers when the test lets it, as when a person is asked for leave.
+ASKING = """
+const media = navigator.mediaDevices, use = media.getUserMedia.bind(media);
+window.streams = [];
+media.getUserMedia = async (wanted) => {
+  const stream = await use(wanted);
+  await new Promise((resolve) => { window.allow = resolve; });
+  window.streams.push(stream);
+  return stream;
+};
+"""
+ENDED = """() => window.streams.length === 1
+  && window.streams[0].getTracks().every((track) => track.readyState === "ended")"""
+
+
+@pytest.mark.parametrize("name", ["identify", "enrol", "check"])
+def test_a_camera_that_is_allowed_after_leaving_is_not_left_on(page: Page, name: str) -> None:
+    page.add_init_script(ASKING)
+    page.goto(f"/#/{name}")
+    page.get_by_role("button", name="Start this browser's camera").click()
+    page.wait_for_function("() => window.allow")
+    page.get_by_role("link", name="Device").click()
+    page.get_by_role("heading", name="Device").wait_for()
+    page.evaluate("window.allow()")
+    page.wait_for_function(ENDED)
+
+
 @pytest.mark.parametrize("width", [360, 1920])
 @pytest.mark.parametrize("name", PAGES)
 def test_every_page_fits_its_window(page: Page, name: str, width: int) -> None:

@@ -11,7 +11,10 @@ from urllib.request import urlopen
 import httpx
 import pytest
 
+from pilltrack.edge import serve
 from pilltrack.edge.settings import Settings
+from pilltrack.edge.slots import Slots
+from pilltrack.edge.source import SOURCE
 from tests.edge.server import serving
 
 
@@ -46,3 +49,24 @@ def test_a_refusal_reaches_a_client_that_still_sends_and_closes_the_connection(
                 urlopen(f"{address}/api/v1/identify", data=bytes(20_000_000))
             assert refused.value.code == status
             assert json.load(refused.value)["remedy"]
+
+
+def test_who_follows_and_names_a_bundle_is_told_that_no_updates_come(
+    bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Stopped(Exception):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    source = Slots(tmp_path, bundle).root / SOURCE
+    source.parent.mkdir(parents=True)
+    source.write_text("{}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(serve, "_opened", stop)
+        for follow in (False, True):
+            caplog.clear()
+            with pytest.raises(Stopped):
+                serve.serve(Settings(bundle=bundle, home=tmp_path, port=0, follow=follow))
+            assert ("takes no updates" in caplog.text) is not follow

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pilltrack.core.errors import GateFailed
-from pilltrack.pipeline.convert import _gate, parity
+from pilltrack.core.errors import GateFailed, StageFailed
+from pilltrack.pipeline.convert import _gate, main, parity
 from pilltrack.pipeline.export import export_onnx
 from pilltrack.pipeline.models import EmbeddingNet
+from pilltrack.pipeline.params import load_params
 from tests.imports import ROOT
 
 
@@ -71,3 +72,12 @@ def test_an_exported_file_holds_no_paths(tmp_path: Path) -> None:
     assert b"embedding" in content
     assert b"site-packages" not in content
     assert str(ROOT).encode() not in content
+
+
+def test_an_older_model_is_gone_when_the_stage_fails(tmp_path: Path) -> None:
+    older = tmp_path / "convert" / "model.tflite"
+    older.parent.mkdir()
+    older.write_bytes(b"older")
+    with pytest.raises(StageFailed, match="student"):
+        main(load_params(ROOT / "params.yaml"), tmp_path)
+    assert not older.exists()

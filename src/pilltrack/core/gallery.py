@@ -293,10 +293,10 @@ class Gallery:
     ) -> None:
         self.close()
 
-    def _delete(self, pill: str, ids: list[int]) -> None:
+    def _delete(self, pill: str, ids: Sequence[int]) -> None:
         if not ids:
             return
-        self._shard.update(qdrant_edge.UpdateOperation.delete_points(ids))
+        self._shard.update(qdrant_edge.UpdateOperation.delete_points(list(ids)))
         for point_id in ids:
             del self._references[point_id]
         left = [point_id for point_id in self._ids_of[pill] if point_id in self._references]

@@ -54,9 +54,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     return decode_image(data, name=str(path))
 
 
-def decode_image(
-    data: bytes, *, name: str, max_side_px: int | None = None
-) -> NDArray[np.uint8]:
+def decode_image(data: bytes, *, name: str, max_side_px: int | None = None) -> NDArray[np.uint8]:
     """Decode one image to an upright RGB array (H, W, 3) uint8.
 
     Transparent pixels are laid over black, the background of studio reference photos; 16-bit

@@ -56,8 +56,8 @@ class Found:
 
     box: tuple[int, int, int, int]
     mask: NDArray[np.bool_]  # (height, width): which pixels of the box are the pill
-    confidence: float  # 0 to 1: how sure its middle is, and how much of the box is pill:
-    # of a disc's box 0.8, of a slim capsule's that lies askew 0.4, so it has no need to reach 1
+    confidence: float  # 0 to 1: the root of how sure its middle is times how much of the box is
+    # pill; a disc fills 0.8 of its box, a slim capsule that lies askew 0.4: no need to reach 1
 
     @property
     def length_px(self) -> float:
@@ -169,7 +169,7 @@ def crop(frame: NDArray[np.uint8], found: Found) -> NDArray[np.uint8]:
 
     L is at most MAX_CROP_PX. The square is upright as the frame is; the pill's length takes
     PILL_SHARE of its side, so a pill is as large in its crop however it is turned. Its surroundings
-    stay: painted over they cost a tenth of the pills (docs/results/locate.md). Beyond the frame's
+    stay: painted over they cost 5 of 100 pills (docs/results/locate.md). Beyond the frame's
     border its outermost pixels are repeated.
     """
     x, y, width, height = found.box

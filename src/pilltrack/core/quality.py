@@ -34,7 +34,8 @@ FaultKind = Literal[
     "too bright", "disagrees", "one side", "collides",
 ]  # fmt: skip
 
-# A cell of the locator is 4 of its 320 pixels: so far may its box end short of the border.
+# A cell and a half of the locator (4 of its 480 pixels each): so far may its box end short of the
+# border.
 BORDER_SHARE = 0.0125  # of the frame's longer side
 # A pill of half the length that the model looks at loses 9 of 100 new pills; of three eighths, 14;
 # of a quarter, 23.

@@ -33,7 +33,9 @@ class PillAnswer(_Answer):
     """A pill in a frame; `box` is x, y, width, height in its pixels."""
 
     box: tuple[int, int, int, int]
-    confidence: float = Field(description="0 to 1: how sure this is a pill; about 0.8 at best")
+    confidence: float = Field(
+        description="0 to 1: how sure this is a pill; at best 0.9 of a round, 0.65 of a slim one"
+    )
     decision: Literal["known", "unknown", "ambiguous"]
     pill: str | None = Field(description="set only if the decision is known")
     score: float

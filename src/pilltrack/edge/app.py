@@ -230,7 +230,7 @@ def _add_looking(
             promised_misnamed=rule.misnamed,
             calibrated_for_pills=rule.gallery_size,
             captures=rule.captures,
-            camera=camera is not None,
+            camera=camera is not None and camera.gives_frames,
             frames=desk.frames,
             events=_connection(desk.events),
             events_waiting=desk.events.n_waiting if desk.events else 0,

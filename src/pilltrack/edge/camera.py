@@ -1,11 +1,13 @@
 """Frames of a camera at the device, or of a video file in its place: always the newest only.
 
 A thread reads as fast as the source gives and keeps one frame. Whoever looks later sees what is
-now before the lens; what was not looked at in time is dropped and never queued.
+now before the lens; what was not looked at in time is dropped and never queued. A camera that is
+unplugged gives nothing until it is there again.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from pathlib import Path
@@ -18,8 +20,12 @@ from numpy.typing import NDArray
 
 from pilltrack.core.errors import InputRejected
 
+log = logging.getLogger(__name__)
+
 Frame = NDArray[np.uint8]  # (H, W, 3) RGB
 MAX_FAILURES = 50  # reads in a row without a frame: the camera is gone
+PAUSE_S = 0.1  # between such reads
+RETRY_S = 2.0  # between attempts to open it again
 
 
 class Camera:
@@ -30,13 +36,9 @@ class Camera:
     """
 
     def __init__(self, source: str, *, width_px: int = 640, height_px: int = 480) -> None:
-        self.source = source
+        self.source, self._size_px = source, (width_px, height_px)
         self._is_file = Path(source).is_file()
-        self._capture = cv2.VideoCapture(int(source) if source.isdecimal() else source)
-        if not self._is_file:
-            self._capture.set(cv2.CAP_PROP_FRAME_WIDTH, width_px)
-            self._capture.set(cv2.CAP_PROP_FRAME_HEIGHT, height_px)
-            self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
+        self._capture = self._open()
         self._newest = self._read()
         if self._newest is None:
             self._capture.release()
@@ -53,10 +55,18 @@ class Camera:
         self._thread = threading.Thread(target=self._run, name="camera", daemon=True)
         self._thread.start()
 
+    @property
+    def gives_frames(self) -> bool:
+        """False while it is gone."""
+        return self._newest is not None
+
     def newest(self, after: int, timeout_s: float) -> tuple[int, Frame] | None:
         """Wait for a frame with a number above `after`; None when none came in time."""
         with self._fresh:
-            self._fresh.wait_for(lambda: self._number > after or self._stopped, timeout_s)
+            self._fresh.wait_for(
+                lambda: (self._newest is not None and self._number > after) or self._stopped,
+                timeout_s,
+            )
             if self._stopped or self._number <= after or self._newest is None:
                 return None
             return self._number, self._newest
@@ -84,20 +94,39 @@ class Camera:
         rate = self._capture.get(cv2.CAP_PROP_FPS) if self._is_file else 0.0
         pause_s = 1 / min(rate, 60.0) if rate > 0 else 0.0
         failures = 0
-        while not self._stopped and failures < MAX_FAILURES:
+        while not self._stopped:
             start_s = time.monotonic()
             frame = self._read()
             failures = 0 if frame is not None else failures + 1
             if frame is not None:
+                if self._newest is None:
+                    log.info("the camera %s is there again", self.source)
                 with self._fresh:
                     self._newest, self._number = frame, self._number + 1
                     self._fresh.notify_all()
-            elif not self._is_file:
-                time.sleep(0.1)
-            time.sleep(max(0.0, pause_s - (time.monotonic() - start_s)))
+                time.sleep(max(0.0, pause_s - (time.monotonic() - start_s)))
+            elif failures < MAX_FAILURES:
+                time.sleep(PAUSE_S)
+            else:
+                self._open_again()
+
+    def _open_again(self) -> None:
+        """Wait, and open a source that is gone once more."""
+        if self._newest is not None:
+            log.warning("the camera %s gives no frames", self.source)
         with self._fresh:
-            self._stopped = True
-            self._fresh.notify_all()
+            self._newest = None  # nobody shall be shown what was before the lens
+            self._fresh.wait_for(lambda: self._stopped, RETRY_S)
+        self._capture.release()
+        self._capture = self._open()
+
+    def _open(self) -> cv2.VideoCapture:
+        capture = cv2.VideoCapture(int(self.source) if self.source.isdecimal() else self.source)
+        if not self._is_file:
+            capture.set(cv2.CAP_PROP_FRAME_WIDTH, self._size_px[0])
+            capture.set(cv2.CAP_PROP_FRAME_HEIGHT, self._size_px[1])
+            capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
+        return capture
 
     def _read(self) -> Frame | None:
         done, frame = self._capture.read()

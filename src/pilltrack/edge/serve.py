@@ -20,6 +20,7 @@ from pilltrack.edge.mqtt import Events
 from pilltrack.edge.service import Service
 from pilltrack.edge.settings import Settings
 from pilltrack.edge.slots import Slots
+from pilltrack.edge.source import SOURCE
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ def serve(settings: Settings) -> None:
     return_large_memory()
     listening = listen(settings.host, settings.port)
     slots = Slots(settings.home, settings.bundle) if settings.follow else None
+    _warn_of_missed_updates(settings)
     following: Following | None = None
     try:
         camera = Camera(settings.camera) if settings.camera is not None else None
@@ -66,6 +68,16 @@ def serve(settings: Settings) -> None:
         listening.close()
         if following is not None:
             following.close()
+
+
+def _warn_of_missed_updates(settings: Settings) -> None:
+    source = Slots(settings.home, settings.bundle).root / SOURCE
+    if not settings.follow and source.exists():
+        log.warning(
+            "%s says whom this device follows, but --bundle names what is served: it takes no "
+            "updates; leave --bundle out to follow",
+            source,
+        )
 
 
 def _opened(settings: Settings, slots: Slots | None) -> Service:

@@ -30,11 +30,14 @@ from pilltrack.pipeline.torch_embedder import open_torch_embedder
 
 log = logging.getLogger(__name__)
 Photo = NDArray[np.uint8]
+MODELS = ("model.tflite", "model.onnx")
 
 
 def main(params: Params, artifacts: Path) -> None:
     """Read `prepare/` and `distill/`, write `convert/{model.tflite,model.onnx,parity.json}`."""
     settings, out = params.convert, artifacts / "convert"
+    for older in MODELS:
+        (out / older).unlink(missing_ok=True)  # a broken gate must not leave one behind
     student = artifacts / "distill" / "student.safetensors"
     net, size_px = load_network(student)
     rows = load_images(artifacts / "prepare")
@@ -44,7 +47,7 @@ def main(params: Params, artifacts: Path) -> None:
         return _captures(artifacts / "prepare", rows, count, size_px, params.capture, seed)
 
     with tempfile.TemporaryDirectory() as directory:
-        int8, onnx = Path(directory) / "model.tflite", Path(directory) / "model.onnx"
+        int8, onnx = (Path(directory) / name for name in MODELS)
         calibration = captures(fit_rows, settings.calibration_images, settings.seed)
         export_int8(net, size_px, np.stack(calibration), int8)
         export_onnx(net, size_px, onnx)

@@ -231,7 +231,7 @@ def check_gpu(environment: Mapping[str, str]) -> Check:
     if tried.stdout.strip() == "computes":
         return Check("gpu", "ok", found)
     why = (tried.stderr.strip().splitlines() or ["torch does not compute"])[-1]
-    remedy = "Install the CUDA build of torch that fits the driver (docs/training.md)."
+    remedy = "Install a build of torch that fits the driver (pytorch.org, Get Started)."
     return Check("gpu", "broken", f"{found}, but torch: {why}", remedy)
 
 

@@ -22,12 +22,12 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pilltrack.core.bundle import Manifest, read_bundle
 from pilltrack.core.errors import ParamsRejected, PillTrackError, StageFailed
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 EXPERIMENT = "pilltrack"
 CHALLENGER, CHAMPION = "challenger", "champion"
@@ -65,7 +66,7 @@ SCORE = "recall_at_1"  # of a trial
 MODEL = "model"  # where a run keeps the model among its artifacts
 LOADER = "pilltrack.core.bundle_model"
 SEND_TIMEOUT_S = 120
-MAX_BATCH = 1000  # metrics that MLflow takes at once
+MAX_BATCH, MAX_PARAMS = 1000, 100  # metrics and parameters that MLflow takes at once
 MAX_PARAM, MAX_DIGEST = 6000, 36  # characters that MLflow takes
 # A server that is down must cost seconds; nobody is told that MLflow is used here.
 SETTINGS = {
@@ -345,6 +346,10 @@ def _shared_tags(run: StageRun) -> dict[str, str]:
     }
 
 
+def _in_parts(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (values[start : start + size] for start in range(0, len(values), size))
+
+
 def _send_run(client: MlflowClient, home: str, run: StageRun, files: Path) -> str:
     from mlflow.entities import Metric, Param, RunTag
 
@@ -362,10 +367,11 @@ def _send_run(client: MlflowClient, home: str, run: StageRun, files: Path) -> st
     name = f"trial {run.tags['trial']}" if run.stage == TRIAL else run.stage
     run_id = _run_with(client, home, run.id, name=name, started_ms=run.started_ms, tags=own)
     params = [Param(key, value[:MAX_PARAM]) for key, value in run.params.items()]
-    client.log_batch(run_id, params=params[:100])
+    for some in _in_parts(params, MAX_PARAMS):
+        client.log_batch(run_id, params=some)
     points = [Metric(_plain(p.key), p.value, p.at_ms, p.step) for p in run.points]
-    for start in range(0, len(points), MAX_BATCH):
-        client.log_batch(run_id, metrics=points[start : start + MAX_BATCH])
+    for several in _in_parts(points, MAX_BATCH):
+        client.log_batch(run_id, metrics=several)
     _send_data(client, run_id, run)
     with tempfile.TemporaryDirectory() as directory:  # the bundle goes with the model
         shown = Path(directory) / "shown"
@@ -377,7 +383,8 @@ def _send_run(client: MlflowClient, home: str, run: StageRun, files: Path) -> st
             for p in run.points
             if p.step == 0 and not p.key.startswith("system/")
         ]
-        client.log_batch(parent, metrics=final[:MAX_BATCH])
+        for several in _in_parts(final, MAX_BATCH):
+            client.log_batch(parent, metrics=several)
     if run.stage == TRIAL and run.status == "FINISHED":  # so that the study is one curve
         scores = [p for p in run.points if p.key == SCORE][-1:]
         number = int(run.tags["trial"])

@@ -6,17 +6,30 @@ const WIDTH = 640;
 const ON_THEIR_WAY = 2;
 
 // Shows this browser's camera in `video`, ideally so wide; resolves to what ends it. Throws where
-// there is no camera, or it may not be used.
-export async function openCamera(video, width) {
+// there is no camera, or it may not be used, or `left()`: whoever asked for it left before the
+// browser was allowed to use it, and nobody would end it.
+export async function openCamera(video, width, left) {
   const stream = await navigator.mediaDevices.getUserMedia({
     video: { width: { ideal: width }, facingMode: { ideal: "environment" } }, audio: false,
   });
-  video.srcObject = stream;
-  await video.play();
-  return () => {
+  const close = () => {
     for (const track of stream.getTracks()) track.stop();
     video.srcObject = null;
   };
+  try {
+    if (!left()) {
+      video.srcObject = stream;
+      await video.play();
+    }
+  } catch (failure) {
+    close();
+    throw failure;
+  }
+  if (left()) {
+    close();
+    throw new Error("nobody waits for the camera");
+  }
+  return close;
 }
 
 // What `video` shows now, as a file of that type and name.
@@ -27,9 +40,9 @@ export async function photograph(video, name, type, quality) {
   return new File([blob], name, { type });
 }
 
-// `see(answer)` gets every answer; `lost(words)` is called once when it ends by itself.
-export async function watchOwn(video, see, lost) {
-  const closeCamera = await openCamera(video, 1280);
+// `see(answer)` gets every answer; `lost()` is called once when it ends by itself; `left` as above.
+export async function watchOwn(video, see, lost, left) {
+  const closeCamera = await openCamera(video, 1280, left);
   const scale = Math.min(1, WIDTH / Math.max(video.videoWidth, video.videoHeight));
   const frame = Object.assign(document.createElement("canvas"), {
     width: Math.round(video.videoWidth * scale), height: Math.round(video.videoHeight * scale),

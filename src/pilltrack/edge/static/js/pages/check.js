@@ -30,6 +30,7 @@ export async function open(place) {
         outcome)));
 
   let closeCamera = () => {};
+  let left = false;
 
   async function check(photo) {
     outcome.replaceChildren(element("p", { class: "quiet" }, text.loading));
@@ -85,13 +86,14 @@ export async function open(place) {
   });
   camera.addEventListener("click", async () => {
     try {
-      closeCamera = await openCamera(video, 1920);
+      closeCamera = await openCamera(video, 1920, () => left);
       video.hidden = false;
       image.hidden = true;
       hint.hidden = true;
       camera.hidden = true;
       shoot.hidden = false;
     } catch {
+      if (left) return;
       outcome.replaceChildren(notice("bad", text.failed, text.noCamera));
     }
   });
@@ -104,5 +106,5 @@ export async function open(place) {
     }
     check(await photograph(video, "tray.jpg", "image/jpeg", 0.95));
   });
-  return () => closeCamera();
+  return () => { left = true; closeCamera(); };
 }

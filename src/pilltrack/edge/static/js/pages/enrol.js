@@ -29,6 +29,7 @@ export async function open(place) {
       form));
 
   let closeCamera = () => {};
+  let left = false;
 
   function add(files) {
     photos.push(...files.map((one) => ({ file: one, address: URL.createObjectURL(one), side: side.value, faults: [] })));
@@ -93,11 +94,12 @@ export async function open(place) {
   file.addEventListener("change", () => { add([...file.files]); file.value = ""; });
   camera.addEventListener("click", async () => {
     try {
-      closeCamera = await openCamera(video, 1920);
+      closeCamera = await openCamera(video, 1920, () => left);
       hint.hidden = true;
       camera.hidden = true;
       shoot.hidden = false;
     } catch {
+      if (left) return;
       outcome.replaceChildren(notice("bad", text.failed, text.noCamera));
     }
   });
@@ -124,5 +126,5 @@ export async function open(place) {
     }
   }
   form.addEventListener("submit", (event) => { event.preventDefault(); enrol(""); });
-  return () => { closeCamera(); drop(photos); };
+  return () => { left = true; closeCamera(); drop(photos); };
 }

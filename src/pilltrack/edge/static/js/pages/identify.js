@@ -31,6 +31,7 @@ export async function open(place) {
   let end = () => {};
   let said = "";
   let kept = "";
+  let turn = 0; // whose the camera is, once the browser may use it
   const times = [];
 
   function see(answer) {
@@ -63,6 +64,7 @@ export async function open(place) {
   }
 
   function halt() {
+    turn += 1;
     end();
     end = () => {};
     running(false);
@@ -74,12 +76,14 @@ export async function open(place) {
   };
 
   start.addEventListener("click", async () => {
+    const mine = turn += 1;
     running(true);
     image.hidden = true;
     video.hidden = false;
     try {
-      end = await watchOwn(video, see, lost);
+      end = await watchOwn(video, see, lost, () => mine !== turn);
     } catch {
+      if (mine !== turn) return;
       running(false);
       video.hidden = true;
       trouble.replaceChildren(notice("bad", text.failed, text.noCamera));
