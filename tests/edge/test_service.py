@@ -14,6 +14,7 @@ import pytest
 
 from pilltrack.core.errors import BundleRejected
 from pilltrack.core.identify import Identifier, open_identifier
+from pilltrack.core.local import DATABASE_FILE, LocalReferences
 from pilltrack.edge.prescription import Expected
 from pilltrack.edge.record import DecisionRecord, gallery_digest
 from pilltrack.edge.service import Service
@@ -166,6 +167,57 @@ def test_looks_that_fail_count_against_the_bundle_and_bad_photos_do_not(
         with pytest.raises(RuntimeError):
             service.look(red(), is_crop=True)
     assert service.health.fault(1000.0) == "3 of 3 looks failed"
+
+
+def test_what_another_program_removes_is_no_longer_named(service: Service) -> None:
+    enrol(service, "mine", noise(7))
+    assert seen(service, noise(7))[0] == "mine"
+    with LocalReferences(service.home) as local:
+        local.remove("mine")
+    assert "mine" not in seen(service, noise(7))
+    assert [row.pill for row in service.pills()] == ["red-pill"]
+
+
+def test_what_another_program_enrols_is_searched(service: Service) -> None:
+    with LocalReferences(service.home) as local:
+        local.add("theirs", [("a.png", noise(7))])
+        assert seen(service, noise(7))[0] == "theirs"
+        local.add("theirs", [("b.png", noise(8))])
+    assert seen(service, noise(8))[0] == "theirs"
+    service.check(noise(7), [Expected("theirs", 1)], NOW)
+    recorded = service.history(1)[0].record
+    assert isinstance(recorded, DecisionRecord)
+    assert recorded.gallery == gallery_digest(service.identifier.gallery)
+
+
+def test_a_check_names_the_gallery_that_was_searched_after_another_program_wrote(
+    service: Service,
+) -> None:
+    enrol(service, "mine", noise(7))
+    service.check(noise(7), [Expected("mine", 1)], NOW)
+    with LocalReferences(service.home) as local:
+        local.remove("mine")
+    service.check(noise(7), [Expected("mine", 1)], NOW)
+    recorded = service.history(1)[0].record
+    assert isinstance(recorded, DecisionRecord)
+    assert recorded.gallery == gallery_digest(service.identifier.gallery)
+    assert service.identifier.gallery.pills() == ["red-pill"]
+
+
+def test_a_home_that_breaks_is_told_of_and_what_was_read_still_serves(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    enrol(service, "mine", noise(7))
+    seen(service, noise(7))
+    (service.home / DATABASE_FILE).write_bytes(b"no database" * 1000)
+    assert seen(service, noise(7))[0] == "mine"
+    assert "references.sqlite" in caplog.text
+
+
+def seen(service: Service, crop: np.ndarray) -> list[str]:
+    """The pills that a crop is most like, the nearest first."""
+    [pill] = service.look(crop, is_crop=True).pills
+    return [candidate.pill for candidate in pill.decision.candidates]
 
 
 def enrol(service: Service, pill: str, crop: np.ndarray) -> None:

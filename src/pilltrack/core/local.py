@@ -336,6 +336,22 @@ def digest_of(photo: NDArray[np.uint8]) -> str:
     return digest.hexdigest()
 
 
+def last_written(home: Path) -> tuple[tuple[int, int], ...]:
+    """What changes whenever something is added to a home or removed; it costs microseconds.
+
+    Time (ns) and size (bytes) of the database and of what SQLite has still to write into it.
+    """
+    found = []
+    for name in (DATABASE_FILE, f"{DATABASE_FILE}-wal"):
+        try:
+            status = (home / name).stat()
+        except FileNotFoundError:
+            found.append((0, 0))
+        else:
+            found.append((status.st_mtime_ns, status.st_size) if status.st_size else (0, 0))
+    return tuple(found)
+
+
 def is_store(home: Path) -> bool:
     """Tell whether a home holds a store, without making one."""
     return (home / DATABASE_FILE).exists()

@@ -7,7 +7,8 @@
 
 One service owns one open bundle, and can change to another while it is asked: who began with one
 ends with it. Its methods may be called from any thread; enrolling, forgetting, checking and
-changing the bundle take turns. What `enrol` has returned for is on the disk.
+changing the bundle take turns. What `enrol` has returned for is on the disk. What another program
+enrols or removes in the home, the next look sees.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pilltrack.core.errors import InputRejected
+from pilltrack.core.errors import InputRejected, StageFailed
 from pilltrack.core.identify import (
     IdentifiedPill,
     Identifier,
@@ -32,7 +33,7 @@ from pilltrack.core.identify import (
     identify_crops,
     open_identifier,
 )
-from pilltrack.core.local import Kept, LocalReferences, is_store
+from pilltrack.core.local import Kept, LocalReferences, is_store, last_written
 from pilltrack.core.locate import crop
 from pilltrack.edge.audit import CROPS_DIRECTORY, DATABASE_FILE, AuditLog, Entry
 from pilltrack.edge.check import Check, check
@@ -87,7 +88,9 @@ class Service:
         self.bundle, self.home, self._threads = bundle, home, threads
         self.started_s = time.monotonic()
         self.health = Health()  # of the open bundle
+        self._home_was = last_written(home)  # before it is read: what comes later is caught up with
         self._opened = _Opened(open_identifier(bundle, threads, home))
+        self._enrolled = self._photos_of_pills()  # what of the home the gallery holds
         self._writing = threading.Lock()
         self._digest = ""  # of the gallery, while nothing is enrolled or forgotten
         self._bundled_rows: list[bytes] = []  # what it is made of, once it was asked for
@@ -126,6 +129,14 @@ class Service:
 
         `is_crop`: the frame is nothing but one pill.
         """
+        if last_written(self.home) != self._home_was and self._writing.acquire(blocking=False):
+            try:
+                self._catch_up()
+            finally:
+                self._writing.release()
+        return self._look(frame, is_crop, n_candidates)
+
+    def _look(self, frame: Frame, is_crop: bool = False, n_candidates: int = 5) -> Look:
         health = self.health
         try:
             with self._using() as identifier:
@@ -144,7 +155,8 @@ class Service:
         `time` is in UTC.
         """
         with self._writing:  # what is searched must be what the record names
-            look = self.look(frame)
+            self._catch_up()
+            look = self._look(frame)
             manifest = self.identifier.manifest
             result = check(expected, look.pills, manifest.pills)
             record = decision_record(
@@ -272,6 +284,30 @@ class Service:
             yield opened.identifier
         finally:
             opened.give_back()
+
+    def _catch_up(self) -> None:
+        """Let the gallery hold what the home holds; whoever calls it holds `_writing`."""
+        now = last_written(self.home)
+        if now == self._home_was:
+            return
+        self._home_was = now
+        try:
+            before, self._enrolled = self._enrolled, self._photos_of_pills()
+            for pill in sorted(before.keys() | self._enrolled.keys()):
+                if before.get(pill) != self._enrolled.get(pill):
+                    self._since_opening.add(pill)
+                    self._local_rows.pop(pill, None)
+                    self._digest = ""
+                    self._enrol_again(self.identifier, pill)
+        except (StageFailed, OSError) as error:  # what is in memory still serves
+            log.warning("%s", error)
+
+    def _photos_of_pills(self) -> dict[str, list[tuple[str, str]]]:
+        """Of each pill that is enrolled in the home its photos and what they show."""
+        photos: dict[str, list[tuple[str, str]]] = {}
+        for kept in self.kept():
+            photos.setdefault(kept.pill, []).append((kept.crop, kept.side))
+        return photos
 
     def _enrol_again(self, identifier: Identifier, pill: str) -> None:
         """Let a gallery hold of a pill what the home holds."""
