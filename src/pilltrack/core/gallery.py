@@ -19,9 +19,7 @@ A gallery may be shared between threads.
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -39,11 +37,10 @@ from safetensors import SafetensorError, safe_open
 
 from pilltrack.core.background import Background, no_background
 from pilltrack.core.errors import BundleRejected, SpaceMismatch
-from pilltrack.core.files import write_atomically
+from pilltrack.core.tensors import as_json, write_tensors
 
 FORMAT = "pilltrack-gallery-2"
 MAX_FILE_BYTES = 2 * 1024**3
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
 MAX_REFERENCES = 1_000_000
 MAX_DIM = 8192
 MAX_NAME_LENGTH = 1024
@@ -234,33 +231,17 @@ class Gallery:
         The file appears under its name only when it is complete.
         """
         references, embeddings = self._content()
-        background = self._background.embeddings.astype("<f2").tobytes()
-        data = embeddings.astype("<f4").tobytes()
-        # Written by hand: the safetensors library orders metadata at random, run by run.
-        header = _json(
+        background = self._background.embeddings.astype(np.float16)
+        write_tensors(
+            path,
+            {"embeddings": embeddings, "background": background},
             {
-                "__metadata__": {
-                    "format": FORMAT,
-                    "space": self.space,
-                    "background": _json(list(self._background.pills)),
-                    "references": _json([astuple(reference) for reference in references]),
-                },
-                "background": {
-                    "dtype": "F16",
-                    "shape": list(self._background.embeddings.shape),
-                    "data_offsets": [len(data), len(data) + len(background)],
-                },
-                "embeddings": {
-                    "dtype": "F32",
-                    "shape": list(embeddings.shape),
-                    "data_offsets": [0, len(data)],
-                },
-            }
-        ).encode()
-        header += b" " * (-len(header) % 8)
-        if len(header) > MAX_HEADER_BYTES:
-            raise ValueError(f"the names take {len(header)} bytes; the limit is 100 MB")
-        write_atomically(path, struct.pack("<Q", len(header)) + header + data + background)
+                "format": FORMAT,
+                "space": self.space,
+                "background": as_json(list(self._background.pills)),
+                "references": as_json([astuple(reference) for reference in references]),
+            },
+        )
 
     def require_space(self, space: str) -> None:
         """Raise SpaceMismatch, naming both, unless the gallery belongs to `space`."""
@@ -501,7 +482,3 @@ def _check_background(background: Background, dim: int) -> None:
 def _int_id(point_id: object) -> int:
     assert isinstance(point_id, int)
     return point_id
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))

@@ -83,6 +83,13 @@ def decode_image(data: bytes, *, name: str, max_side_px: int | None = None) -> N
         raise _unreadable(name, f"it is damaged or truncated ({error})") from error
 
 
+def as_png(photo: NDArray[np.uint8]) -> bytes:
+    """Encode an RGB array (H, W, 3) uint8 without loss, at a quarter of the usual time."""
+    buffer = io.BytesIO()
+    Image.fromarray(photo).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """Undo the camera's rotation; ImageOps would rewrite the EXIF data, and fail on odd tags."""
     orientation = image.getexif().get(ExifTags.Base.Orientation)

@@ -14,7 +14,6 @@ home; an open store belongs to one thread.
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
@@ -26,7 +25,6 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from pilltrack.core.database import Database
 from pilltrack.core.embedder import Embedder
@@ -34,7 +32,7 @@ from pilltrack.core.enrol import embed_references
 from pilltrack.core.errors import ImageRejected, InputRejected, StageFailed
 from pilltrack.core.files import sync_directory, write_durably
 from pilltrack.core.gallery import MAX_NAME_LENGTH, UNIT_TOLERANCE, Reference
-from pilltrack.core.image import MAX_BYTES, decode_image, read_image
+from pilltrack.core.image import MAX_BYTES, as_png, decode_image, read_image
 
 DATABASE_FILE = "references.sqlite"
 CROPS_DIRECTORY = "crops"
@@ -140,7 +138,7 @@ class LocalReferences:
             if side not in SIDES:
                 raise _refused("side", repr(side), "front, back or nothing", "Name the side again.")
             _check_name("name of the photo", image, MAX_NAME_LENGTH)
-            crops[digest_of(photo)] = image, side, _as_png(image, photo)
+            crops[digest_of(photo)] = image, side, _kept_png(image, photo)
         with self._data.transaction():
             n_before = self._count()
             for crop, (image, _, _) in crops.items():
@@ -369,11 +367,8 @@ def _check_name(what: str, name: str, longest: int) -> None:
         raise _refused(what, f"{name[:longest]!r}", expected, "Choose another.")
 
 
-def _as_png(image: str, photo: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    # The default level takes four times as long.
-    Image.fromarray(photo).save(buffer, "PNG", compress_level=1)
-    png = buffer.getvalue()
+def _kept_png(image: str, photo: NDArray[np.uint8]) -> bytes:
+    png = as_png(photo)
     if len(png) > MAX_BYTES:
         raise ImageRejected(
             image,

@@ -41,6 +41,8 @@ _BELONGS = 0.35  # how far a cell's middle may lie from its peak, in the box's d
 _LEAST_FILLED = 0.15  # of a box; a slim capsule that lies askew fills 0.4 of its own
 _NEIGHBOURS = np.ones((3, 3), np.uint8)
 
+Box = tuple[int, int, int, int]  # x, y, width, height in pixels of the frame
+
 
 class LocatorCard(BaseModel):
     """What belongs to a locator's file: from which confidence on a find is a pill."""
@@ -54,7 +56,7 @@ class LocatorCard(BaseModel):
 class Found:
     """A pill in a frame: `box` is (x, y, width, height) in its pixels, inside it, not empty."""
 
-    box: tuple[int, int, int, int]
+    box: Box
     mask: NDArray[np.bool_]  # (height, width): which pixels of the box are the pill
     confidence: float  # 0 to 1: the root of how sure its middle is times how much of the box is
     # pill; a disc fills 0.8 of its box, a slim capsule that lies askew 0.4: no need to reach 1
@@ -164,6 +166,18 @@ def in_reading_order(found: Sequence[Found]) -> list[Found]:
     return [pill for row in rows for pill in sorted(row, key=lambda pill: pill.box)]
 
 
+def iou(some: Box, other: Box) -> float:
+    """Intersection over union of two boxes.
+
+    >>> iou((0, 0, 2, 2), (1, 0, 2, 2))
+    0.3333333333333333
+    """
+    width = min(some[0] + some[2], other[0] + other[2]) - max(some[0], other[0])
+    height = min(some[1] + some[3], other[1] + other[3]) - max(some[1], other[1])
+    both = max(width, 0) * max(height, 0)
+    return both / max(some[2] * some[3] + other[2] * other[3] - both, 1)
+
+
 def crop(frame: NDArray[np.uint8], found: Found) -> NDArray[np.uint8]:
     """Cut a found pill out of its frame (H, W, 3): a square (L, L, 3) uint8 around its middle.
 
@@ -225,13 +239,13 @@ def _peaks(
     candidates = boxes[rows, columns]  # (P, 4)
     for index in range(len(rows)):
         if len(kept) < _MAX_PEAKS and not (
-            kept and (_iou(candidates[index], candidates[kept]) > _SAME_PILL).any()
+            kept and (_ious(candidates[index], candidates[kept]) > _SAME_PILL).any()
         ):
             kept.append(index)
     return rows[kept], columns[kept]
 
 
-def _iou(box: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
+def _ious(box: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
     """IoU of one box (4,) with others (N, 4), each left, top, right, bottom."""
     ends = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
     both = ends.clip(0).prod(axis=1)
@@ -269,7 +283,7 @@ class _Placing:
         self.step = (STRIDE * width_px / scaled[0], STRIDE * height_px / scaled[1])
         self.margin = tuple((side - length) // 2 / STRIDE for length in scaled)
 
-    def box(self, ends: NDArray[np.float32]) -> tuple[int, int, int, int] | None:
+    def box(self, ends: NDArray[np.float32]) -> Box | None:
         """Left, top, right, bottom in cells -> a box in the frame; None when nothing is left."""
         left, right = (self._pixel(float(end), 0, self.width_px) for end in ends[::2])
         top, bottom = (self._pixel(float(end), 1, self.height_px) for end in ends[1::2])
@@ -280,9 +294,7 @@ class _Placing:
     def _pixel(self, end: float, axis: int, limit: int) -> int:
         return min(max(round((end - self.margin[axis]) * self.step[axis]), 0), limit)
 
-    def mask(
-        self, covered: NDArray[np.float32], box: tuple[int, int, int, int], least: float
-    ) -> NDArray[np.bool_]:
+    def mask(self, covered: NDArray[np.float32], box: Box, least: float) -> NDArray[np.bool_]:
         """Where the pill map (C, C) is at least `least`, at the pixels of a box."""
         x, y, width, height = box
         matrix = np.array(

@@ -18,9 +18,7 @@ itself changes nothing.
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -36,9 +34,9 @@ from pilltrack.core.background import WEIGHT
 from pilltrack.core.decide import Rule, decide
 from pilltrack.core.embedder import Embedder
 from pilltrack.core.errors import BundleRejected
-from pilltrack.core.files import write_atomically
 from pilltrack.core.gallery import MAX_DIM, MAX_NAME_LENGTH, UNIT_TOLERANCE, Gallery
-from pilltrack.core.locate import MAX_PILLS, Locator, find_pills, in_reading_order
+from pilltrack.core.locate import MAX_PILLS, Box, Locator, find_pills, in_reading_order, iou
+from pilltrack.core.tensors import as_json, write_tensors
 
 FORMAT: Final = "pilltrack-probes-1"
 MAX_CROPS = 16
@@ -61,7 +59,6 @@ _MOVED = math.sqrt(2 * (1 - MIN_COSINE))  # |e - e'| of two unit vectors with th
 _SCORE_SLACK = (1 + WEIGHT) * _MOVED
 
 Picture = NDArray[np.uint8]  # (H, W, 3)
-Box = tuple[int, int, int, int]
 _Row = tuple[Literal["known", "unknown"], str | None, float]
 
 
@@ -193,26 +190,17 @@ def save_probes(probes: Probes, path: Path) -> None:
         **{_name("frames", number): frame for number, frame in enumerate(probes.frames)},
     }
     decisions = [d and [d.kind, d.pill, d.score] for d in probes.decisions]
-    header: dict[str, Any] = {
-        "__metadata__": {
+    names = ["embeddings", *sorted(set(tensors) - {"embeddings"})]  # float32 stays aligned
+    write_tensors(
+        path,
+        {name: tensors[name] for name in names},
+        {
             "format": FORMAT,
             "space": probes.space,
-            "decisions": _json(decisions),
-            "boxes": _json(probes.boxes),
-        }
-    }
-    data = b""
-    for name in ["embeddings", *sorted(set(tensors) - {"embeddings"})]:  # float32 stays aligned
-        tensor = tensors[name]
-        code, little = ("F32", "<f4") if tensor.dtype == np.float32 else ("U8", "u1")
-        part = tensor.astype(little).tobytes()
-        offsets = [len(data), len(data) + len(part)]
-        header[name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": offsets}
-        data += part
-    # Written by hand: the safetensors library orders metadata at random, run by run.
-    head = _json(header).encode()
-    head += b" " * (-len(head) % 8)
-    write_atomically(path, struct.pack("<Q", len(head)) + head + data)
+            "decisions": as_json(decisions),
+            "boxes": as_json(probes.boxes),
+        },
+    )
 
 
 def read_probes(path: Path) -> Probes:
@@ -315,7 +303,7 @@ def _broken_boxes(name: str, found: Sequence[Box], promised: Sequence[Box]) -> l
         return [f"{name}: {len(found)} pills found, promised {len(promised)}"]
     left = list(found)
     for box in promised:
-        overlaps = [_iou(box, other) for other in left]
+        overlaps = [iou(box, other) for other in left]
         nearest = int(np.argmax(overlaps))
         if overlaps[nearest] < MIN_IOU:
             return [
@@ -324,18 +312,6 @@ def _broken_boxes(name: str, found: Sequence[Box], promised: Sequence[Box]) -> l
             ]
         del left[nearest]
     return []
-
-
-def _iou(box: Box, other: Box) -> float:
-    """Intersection over union of two boxes.
-
-    >>> _iou((0, 0, 2, 2), (1, 0, 2, 2))
-    0.3333333333333333
-    """
-    width = min(box[0] + box[2], other[0] + other[2]) - max(box[0], other[0])
-    height = min(box[1] + box[3], other[1] + other[3]) - max(box[1], other[1])
-    both = max(width, 0) * max(height, 0)
-    return both / (box[2] * box[3] + other[2] * other[3] - both)
 
 
 def _check(probes: Probes) -> None:
@@ -389,10 +365,6 @@ def _table(path: Path, metadata: dict[str, str], name: str, kind: Any) -> Any:
 
 def _name(kind: str, number: int) -> str:
     return f"{kind}.{number:02}"
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
 def _rejected(path: Path, found: str, expected: str) -> BundleRejected:

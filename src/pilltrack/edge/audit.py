@@ -18,7 +18,6 @@ the chain stays one. An open log may be shared between threads.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 from collections.abc import Sequence
@@ -36,6 +35,7 @@ from pydantic import ValidationError, model_validator
 from pilltrack.core.database import Database
 from pilltrack.core.errors import InputRejected, StageFailed
 from pilltrack.core.files import sync_directory, write_durably
+from pilltrack.core.image import as_png
 from pilltrack.core.local import digest_of
 from pilltrack.edge.record import (
     MAX_ACTION_LENGTH,
@@ -136,7 +136,7 @@ class AuditLog:
         digests = [digest_of(crop) for crop in crops]
         if digests != [pill.crop for pill in record.pills]:
             raise ValueError(f"the digests of {len(crops)} crops are not those of the record")
-        pngs = {digest: _as_png(crop) for digest, crop in zip(digests, crops, strict=True)}
+        pngs = {digest: as_png(crop) for digest, crop in zip(digests, crops, strict=True)}
         with self._data.transaction():
             for digest, png in pngs.items():
                 write_durably(self._crop_file(digest), png)
@@ -350,13 +350,6 @@ class _Content(Part):
 
 def _hash(number: int, previous: str, content: str) -> str:
     return hashlib.sha256(f"{number}\n{previous}\n{content}".encode()).hexdigest()
-
-
-def _as_png(crop: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    # The default level takes four times as long.
-    Image.fromarray(crop).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
 
 
 def _refused(subject: str, found: str, expected: str, remedy: str) -> InputRejected:

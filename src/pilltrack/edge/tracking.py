@@ -15,6 +15,7 @@ from typing import Literal
 
 from pilltrack.core.decide import Decision
 from pilltrack.core.identify import IdentifiedPill
+from pilltrack.core.locate import Box, iou
 
 WINDOW = 7  # frames that vote: half a second at 15 a second
 NEEDED = 4  # votes for a name, and for saying unknown or ambiguous
@@ -22,7 +23,6 @@ MIN_IOU = 0.3  # of a pill's boxes in two frames
 PATIENCE = 5  # frames without the pill until its track ends
 
 Kind = Literal["known", "unknown", "ambiguous", "checking"]
-Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Tracker:
         """Take the pills of the next frame; return them with their tracks, in order of track."""
         pairs = sorted(
             (
-                (overlap(track.box, pill.box), track.number, index)
+                (iou(track.box, pill.box), track.number, index)
                 for track in self._tracks
                 for index, pill in enumerate(pills)
             ),
@@ -107,18 +107,6 @@ def steady(votes: Sequence[Decision]) -> tuple[Kind, str | None]:
     if len(votes) - len(names) >= NEEDED:
         return "unknown", None
     return "checking", None
-
-
-def overlap(some: Box, other: Box) -> float:
-    """IoU of two boxes x, y, width, height.
-
-    >>> overlap((0, 0, 2, 1), (1, 0, 2, 1))
-    0.3333333333333333
-    """
-    wide = min(some[0] + some[2], other[0] + other[2]) - max(some[0], other[0])
-    high = min(some[1] + some[3], other[1] + other[3]) - max(some[1], other[1])
-    both = max(wide, 0) * max(high, 0)
-    return both / max(some[2] * some[3] + other[2] * other[3] - both, 1)
 
 
 def _shown(track: _Track, pill: IdentifiedPill) -> TrackedPill:
