@@ -91,6 +91,16 @@ def test_any_damaged_byte_is_refused_or_harmless(exported: Path, tmp_path: Path)
     assert refused > end_of_list // 2
 
 
+def test_a_name_that_is_no_text_is_refused(exported: Path, tmp_path: Path) -> None:
+    data = bytearray(exported.read_bytes())
+    entry = data.rindex(b"PK\x01\x02")  # in the list at the end of the zip
+    data[entry + 9] |= 0x08  # names are UTF-8, it says
+    data[entry + 46] = 0xFF
+    (tmp_path / "odd.zip").write_bytes(bytes(data))
+    with LocalReferences(tmp_path / "other") as local, pytest.raises(ArchiveRejected, match="odd"):
+        import_references(local, tmp_path / "odd.zip")
+
+
 def test_only_one_side_of_one_pill_is_in_memory_at_a_time(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

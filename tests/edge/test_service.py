@@ -15,6 +15,7 @@ import pytest
 from pilltrack.core.errors import BundleRejected
 from pilltrack.core.identify import Identifier, open_identifier
 from pilltrack.core.local import DATABASE_FILE, LocalReferences
+from pilltrack.edge.enrol import PhotosRefused
 from pilltrack.edge.prescription import Expected
 from pilltrack.edge.record import DecisionRecord, gallery_digest
 from pilltrack.edge.service import Service
@@ -169,9 +170,11 @@ def test_looks_that_fail_count_against_the_bundle_and_bad_photos_do_not(
     assert service.health.fault(1000.0) == "3 of 3 looks failed"
 
 
-def test_what_another_program_removes_is_no_longer_named(service: Service) -> None:
+@pytest.mark.parametrize("looked", [False, True])
+def test_what_another_program_removes_is_no_longer_named(service: Service, looked: bool) -> None:
     enrol(service, "mine", noise(7))
-    assert seen(service, noise(7))[0] == "mine"
+    if looked:
+        assert seen(service, noise(7))[0] == "mine"
     with LocalReferences(service.home) as local:
         local.remove("mine")
     assert "mine" not in seen(service, noise(7))
@@ -188,6 +191,47 @@ def test_what_another_program_enrols_is_searched(service: Service) -> None:
     recorded = service.history(1)[0].record
     assert isinstance(recorded, DecisionRecord)
     assert recorded.gallery == gallery_digest(service.identifier.gallery)
+
+
+def test_what_was_forgotten_here_and_is_added_again_elsewhere_is_searched(
+    service: Service,
+) -> None:
+    enrol(service, "mine", noise(7))
+    seen(service, noise(7))
+    service.forget("mine")
+    with LocalReferences(service.home) as local:
+        local.add("mine", [("crop.png", noise(7))], "front")
+    assert seen(service, noise(7))[0] == "mine"
+
+
+def test_a_pill_that_cannot_be_read_keeps_no_other_from_being_removed(
+    service: Service, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enrol(service, "zeta", noise(7))
+    with LocalReferences(service.home) as local:
+        local.add("alpha", [("a.png", noise(8))])
+        photo = service.home / "crops" / f"{local.kept('alpha')[0].crop}.png"
+        content = photo.read_bytes()
+        photo.unlink()
+        local.remove("zeta")
+    assert seen(service, noise(7)) == ["red-pill"]
+    assert "alpha" in caplog.text
+    photo.write_bytes(content)
+    assert seen(service, noise(8)) == ["red-pill"]  # it is not tried at every look
+    monkeypatch.setattr(service, "_again_at_s", 0.0)
+    assert seen(service, noise(8))[0] == "alpha"
+
+
+def test_a_list_may_expect_and_a_new_pill_collides_with_what_another_program_enrolled(
+    service: Service,
+) -> None:
+    with LocalReferences(service.home) as local:
+        local.add("theirs", [("a.png", noise(7))])
+    assert [row.pill for row in service.expected(b"1 theirs", "list")] == ["theirs"]
+    with LocalReferences(service.home) as local:
+        local.add("third", [("b.png", red())])
+    with pytest.raises(PhotosRefused, match="collides"):
+        service.enrol("new", [("c.png", red() ^ 1)], ["front"], NOW, crops=True)
 
 
 def test_a_check_names_the_gallery_that_was_searched_after_another_program_wrote(

@@ -103,6 +103,7 @@ def _readable(source: Path) -> Iterator[None]:
         ValidationError,
         EOFError,
         NotImplementedError,
+        UnicodeDecodeError,
     ) as error:
         found = " ".join(str(error).split())[:200]
         raise _rejected(source, found, "a zip of `pilltrack gallery export`") from error

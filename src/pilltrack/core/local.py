@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -334,20 +335,32 @@ def digest_of(photo: NDArray[np.uint8]) -> str:
     return digest.hexdigest()
 
 
-def last_written(home: Path) -> tuple[tuple[int, int], ...]:
-    """What changes whenever something is added to a home or removed; it costs microseconds.
+@dataclass(frozen=True)
+class Stamp:
+    """When a home's files were written, and their sizes: another one after every change."""
 
-    Time (ns) and size (bytes) of the database and of what SQLite has still to write into it.
+    files: tuple[tuple[int, int], ...]  # time (ns since 1970) and size (bytes) of each
+
+    def is_older_than(self, seconds: float) -> bool:
+        """Whether the last change was made before that."""
+        newest_ns = max(time_ns for time_ns, _ in self.files)
+        return abs(time.time_ns() - newest_ns) > 1e9 * seconds
+
+
+def last_written(home: Path) -> Stamp:
+    """When something was last added to a home or removed; costs microseconds, and never raises.
+
+    The files are the database and what SQLite has still to write into it.
     """
     found = []
     for name in (DATABASE_FILE, f"{DATABASE_FILE}-wal"):
         try:
             status = (home / name).stat()
-        except FileNotFoundError:
+        except OSError:
             found.append((0, 0))
         else:
             found.append((status.st_mtime_ns, status.st_size) if status.st_size else (0, 0))
-    return tuple(found)
+    return Stamp(tuple(found))
 
 
 def is_store(home: Path) -> bool:

@@ -141,6 +141,7 @@ class _Desk:
         self.events = events
         self.free = anyio.Semaphore(settings.max_waiting)
         self.hands = anyio.CapacityLimiter(settings.max_at_once)
+        self.live = anyio.CapacityLimiter(settings.max_at_once)  # no enrolment holds these
         self.registry = CollectorRegistry()
         self.frames = 0
         labels = ["decision"]
@@ -259,9 +260,9 @@ def _add_looking(
     async def watch(socket: WebSocket, source: str = "browser") -> None:
         await socket.accept()
         if source == "browser":
-            await live.from_browser(socket, service, desk.seen, desk.hands)
+            await live.from_browser(socket, service, desk.seen, desk.live)
         elif camera is not None:
-            await live.from_device(socket, service, camera, desk.seen, desk.hands)
+            await live.from_device(socket, service, camera, desk.seen, desk.live)
         else:
             await socket.close(1008, "this device has no camera of its own")
 

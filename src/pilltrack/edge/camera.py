@@ -23,8 +23,9 @@ from pilltrack.core.errors import InputRejected
 log = logging.getLogger(__name__)
 
 Frame = NDArray[np.uint8]  # (H, W, 3) RGB
-MAX_FAILURES = 50  # reads in a row without a frame: the camera is gone
-PAUSE_S = 0.1  # between such reads
+STALE_S = 2.0  # a frame that is older is not what is before the lens
+GONE_S = 5.0  # without a frame: the camera is opened again
+PAUSE_S = 0.1  # between reads without a frame
 RETRY_S = 2.0  # between attempts to open it again
 
 
@@ -39,8 +40,8 @@ class Camera:
         self.source, self._size_px = source, (width_px, height_px)
         self._is_file = Path(source).is_file()
         self._capture = self._open()
-        self._newest = self._read()
-        if self._newest is None:
+        frame = self._read()
+        if frame is None:
             self._capture.release()
             raise InputRejected(
                 f"camera {source!r}",
@@ -49,7 +50,10 @@ class Camera:
                 remedy="Plug the camera in, name another with --camera, and check that this user "
                 "may read the device.",
             )
-        self._number = 1
+        rate = self._capture.get(cv2.CAP_PROP_FPS) if self._is_file else 0.0
+        self._pause_s = 1 / min(rate, 60.0) if rate > 0 else 0.0  # a file's own speed
+        self._stale_s = max(STALE_S, 2 * self._pause_s)
+        self._newest, self._number, self._at_s = frame, 1, time.monotonic()
         self._stopped = False
         self._fresh = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="camera", daemon=True)
@@ -58,16 +62,15 @@ class Camera:
     @property
     def gives_frames(self) -> bool:
         """False while it is gone."""
-        return self._newest is not None
+        return time.monotonic() - self._at_s < self._stale_s
 
     def newest(self, after: int, timeout_s: float) -> tuple[int, Frame] | None:
         """Wait for a frame with a number above `after`; None when none came in time."""
         with self._fresh:
             self._fresh.wait_for(
-                lambda: (self._newest is not None and self._number > after) or self._stopped,
-                timeout_s,
+                lambda: (self._number > after and self.gives_frames) or self._stopped, timeout_s
             )
-            if self._stopped or self._number <= after or self._newest is None:
+            if self._stopped or self._number <= after or not self.gives_frames:
                 return None
             return self._number, self._newest
 
@@ -77,7 +80,6 @@ class Camera:
             self._stopped = True
             self._fresh.notify_all()
         self._thread.join(timeout=5)
-        self._capture.release()
 
     def __enter__(self) -> Self:
         return self
@@ -91,34 +93,29 @@ class Camera:
         self.close()
 
     def _run(self) -> None:
-        rate = self._capture.get(cv2.CAP_PROP_FPS) if self._is_file else 0.0
-        pause_s = 1 / min(rate, 60.0) if rate > 0 else 0.0
-        failures = 0
         while not self._stopped:
             start_s = time.monotonic()
             frame = self._read()
-            failures = 0 if frame is not None else failures + 1
             if frame is not None:
-                if self._newest is None:
-                    log.info("the camera %s is there again", self.source)
                 with self._fresh:
                     self._newest, self._number = frame, self._number + 1
+                    self._at_s = time.monotonic()
                     self._fresh.notify_all()
-                time.sleep(max(0.0, pause_s - (time.monotonic() - start_s)))
-            elif failures < MAX_FAILURES:
+                time.sleep(max(0.0, self._pause_s - (time.monotonic() - start_s)))
+            elif time.monotonic() - self._at_s < GONE_S:
                 time.sleep(PAUSE_S)
             else:
                 self._open_again()
+        self._capture.release()
 
     def _open_again(self) -> None:
         """Wait, and open a source that is gone once more."""
-        if self._newest is not None:
-            log.warning("the camera %s gives no frames", self.source)
+        log.warning("the camera %s gives no frames; it is opened again", self.source)
         with self._fresh:
-            self._newest = None  # nobody shall be shown what was before the lens
             self._fresh.wait_for(lambda: self._stopped, RETRY_S)
-        self._capture.release()
-        self._capture = self._open()
+        if not self._stopped:
+            self._capture.release()
+            self._capture = self._open()
 
     def _open(self) -> cv2.VideoCapture:
         capture = cv2.VideoCapture(int(self.source) if self.source.isdecimal() else self.source)

@@ -33,7 +33,7 @@ from pilltrack.core.identify import (
     identify_crops,
     open_identifier,
 )
-from pilltrack.core.local import Kept, LocalReferences, is_store, last_written
+from pilltrack.core.local import Kept, LocalReferences, Stamp, is_store, last_written
 from pilltrack.core.locate import crop
 from pilltrack.edge.audit import CROPS_DIRECTORY, DATABASE_FILE, AuditLog, Entry
 from pilltrack.edge.check import Check, check
@@ -43,6 +43,9 @@ from pilltrack.edge.prescription import Expected, read_expected
 from pilltrack.edge.record import decision_record, gallery_digest, row_digests
 
 log = logging.getLogger(__name__)
+
+AGAIN_S = 10.0  # until the home is read again after that failed
+SETTLED_S = 2.0  # until a change of the home is surely seen whole
 
 Frame = NDArray[np.uint8]
 
@@ -88,9 +91,10 @@ class Service:
         self.bundle, self.home, self._threads = bundle, home, threads
         self.started_s = time.monotonic()
         self.health = Health()  # of the open bundle
-        self._home_was = last_written(home)  # before it is read: what comes later is caught up with
+        self._home_was: Stamp | None = None  # when it was last caught up with
+        self._again_at_s = 0.0  # when to try again after that failed
+        self._enrolled = self._photos_of_pills()  # of the home, as it was last read
         self._opened = _Opened(open_identifier(bundle, threads, home))
-        self._enrolled = self._photos_of_pills()  # what of the home the gallery holds
         self._writing = threading.Lock()
         self._digest = ""  # of the gallery, while nothing is enrolled or forgotten
         self._bundled_rows: list[bytes] = []  # what it is made of, once it was asked for
@@ -129,11 +133,7 @@ class Service:
 
         `is_crop`: the frame is nothing but one pill.
         """
-        if last_written(self.home) != self._home_was and self._writing.acquire(blocking=False):
-            try:
-                self._catch_up()
-            finally:
-                self._writing.release()
+        self._try_to_catch_up()
         return self._look(frame, is_crop, n_candidates)
 
     def _look(self, frame: Frame, is_crop: bool = False, n_candidates: int = 5) -> Look:
@@ -210,9 +210,8 @@ class Service:
     ) -> Enrolled:
         """Enrol photos (name, frame) of one pill, all or none; as `edge.enrol.enrol`."""
         with self._writing:  # what is judged against the gallery must be what joins it
-            self._digest = ""
-            self._local_rows.pop(pill, None)
-            self._since_opening.add(pill)
+            self._catch_up()
+            self._changed(pill)
             done = enrol(
                 self.identifier, self.home, pill, photos, sides, time, crops=crops, reason=reason
             )
@@ -224,20 +223,20 @@ class Service:
     def forget(self, pill: str) -> int:
         """Forget what this device enrolled of a pill and delete its photos; how many there were."""
         with self._writing:
-            self._since_opening.add(pill)
+            self._catch_up()
+            self._changed(pill)
             n_removed = 0
             if self.kept(pill):
                 with self._store() as local:
                     n_removed = local.remove(pill)
             self.identifier.gallery.remove(pill)
-            self._digest = ""
-            self._local_rows.pop(pill, None)
         if n_removed:
             log.info("forgot %r, %d photos", pill, n_removed)
         return n_removed
 
     def pills(self) -> list[EnrolledPill]:
         """All enrolled pills in order of name."""
+        self._try_to_catch_up()
         identifier = self.identifier
         gallery, known = identifier.gallery, identifier.manifest.pills
         n_bundled, n_local = gallery.bundled.counts(), gallery.local.counts()
@@ -287,20 +286,48 @@ class Service:
 
     def _catch_up(self) -> None:
         """Let the gallery hold what the home holds; whoever calls it holds `_writing`."""
-        now = last_written(self.home)
-        if now == self._home_was:
+        stamp = last_written(self.home)
+        if stamp == self._home_was or time.monotonic() < self._again_at_s:
             return
-        self._home_was = now
         try:
-            before, self._enrolled = self._enrolled, self._photos_of_pills()
-            for pill in sorted(before.keys() | self._enrolled.keys()):
-                if before.get(pill) != self._enrolled.get(pill):
-                    self._since_opening.add(pill)
-                    self._local_rows.pop(pill, None)
-                    self._digest = ""
-                    self._enrol_again(self.identifier, pill)
-        except (StageFailed, OSError) as error:  # what is in memory still serves
-            log.warning("%s", error)
+            now = self._photos_of_pills()
+        except (StageFailed, OSError) as error:
+            self._put_off(error)
+            return
+        with self._using() as identifier:
+            counts = identifier.gallery.local.counts()
+            for pill in sorted({*self._enrolled, *now, *counts}):
+                photos = now.get(pill, [])
+                if photos == self._enrolled.get(pill, []) and len(photos) == counts.get(pill, 0):
+                    continue
+                try:
+                    self._enrol_again(identifier, pill)
+                except (StageFailed, OSError) as error:
+                    self._put_off(error)
+                    continue
+                self._enrolled[pill] = photos
+                self._changed(pill)
+        # SQLite shows a change a moment after it has written it.
+        if time.monotonic() >= self._again_at_s and stamp.is_older_than(SETTLED_S):
+            self._home_was = stamp
+
+    def _try_to_catch_up(self) -> None:
+        """Do so unless someone is writing: nobody waits for a look."""
+        if last_written(self.home) != self._home_was and self._writing.acquire(blocking=False):
+            try:
+                self._catch_up()
+            finally:
+                self._writing.release()
+
+    def _put_off(self, error: Exception) -> None:
+        """What is in memory still serves."""
+        log.warning("%s", error)
+        self._again_at_s = time.monotonic() + AGAIN_S
+
+    def _changed(self, pill: str) -> None:
+        self._digest = ""
+        self._local_rows.pop(pill, None)
+        self._since_opening.add(pill)
 
     def _photos_of_pills(self) -> dict[str, list[tuple[str, str]]]:
         """Of each pill that is enrolled in the home its photos and what they show."""

@@ -14,7 +14,7 @@ export async function openCamera(video, width, left) {
   });
   const close = () => {
     for (const track of stream.getTracks()) track.stop();
-    video.srcObject = null;
+    if (video.srcObject === stream) video.srcObject = null;
   };
   try {
     if (!left()) {

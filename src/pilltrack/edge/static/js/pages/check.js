@@ -85,6 +85,7 @@ export async function open(place) {
     if (photo) check(photo);
   });
   camera.addEventListener("click", async () => {
+    camera.disabled = true; // while the browser asks
     try {
       closeCamera = await openCamera(video, 1920, () => left);
       video.hidden = false;
@@ -94,6 +95,7 @@ export async function open(place) {
       shoot.hidden = false;
     } catch {
       if (left) return;
+      camera.disabled = false;
       outcome.replaceChildren(notice("bad", text.failed, text.noCamera));
     }
   });

@@ -93,6 +93,7 @@ export async function open(place) {
   name.addEventListener("input", () => outcome.replaceChildren());
   file.addEventListener("change", () => { add([...file.files]); file.value = ""; });
   camera.addEventListener("click", async () => {
+    camera.disabled = true; // while the browser asks
     try {
       closeCamera = await openCamera(video, 1920, () => left);
       hint.hidden = true;
@@ -100,6 +101,7 @@ export async function open(place) {
       shoot.hidden = false;
     } catch {
       if (left) return;
+      camera.disabled = false;
       outcome.replaceChildren(notice("bad", text.failed, text.noCamera));
     }
   });
