@@ -31,6 +31,7 @@ def tiny(params: dict[str, Any]) -> dict[str, Any]:
     params["evaluate"] |= {"min_recall_at_1_seen": 0.25, "min_recall_at_1_new": 0.1}
     params["locate"] |= {"rendered_pills": 10, "calibration_scenes": 10, "validation_scenes": 10}
     params["locate"] |= {
+        "false_finds": 0.8,
         "min_ap50": 0.2,
         "min_recall": 0.2,
         "max_false_finds": 0.8,

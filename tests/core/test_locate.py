@@ -62,7 +62,7 @@ def test_a_pill_that_is_not_sure_enough_is_no_find() -> None:
 def test_a_faint_pill_is_found_and_its_mask_is_where_the_pill_map_is_high() -> None:
     maps = maps_of([(80, 80, 20)])
     maps[..., 1] *= 0.3
-    (pill,) = find_pills(maps, SIDE, SIDE, LEAST)
+    (pill,) = find_pills(maps, SIDE, SIDE, 0.15)
     assert np.count_nonzero(pill.mask) == pytest.approx(np.pi * 20**2, rel=0.12)
 
 
@@ -70,7 +70,7 @@ def test_a_bright_cell_that_belongs_to_nobody_does_not_take_the_mask() -> None:
     maps = maps_of([(80, 80, 20)])
     maps[..., 1] *= 0.3
     maps[16, 16] = (0, 1, 0, 0, 0.9, 0.9)  # in a corner of the box, of something far away
-    (pill,) = find_pills(maps, SIDE, SIDE, LEAST)
+    (pill,) = find_pills(maps, SIDE, SIDE, 0.15)
     assert np.count_nonzero(pill.mask) == pytest.approx(np.pi * 20**2, rel=0.12)
 
 
@@ -88,6 +88,25 @@ def test_a_middle_whose_box_is_hardly_pill_is_less_sure() -> None:
     speck[away > 3.2, 1] = 0
     (found,), (doubtful,) = (find_pills(maps, SIDE, SIDE, 0.1) for maps in (whole, speck))
     assert doubtful.confidence < 0.75 * found.confidence
+
+
+@pytest.mark.parametrize("solid", [0.3, 0.6])
+def test_a_faint_pill_is_less_sure(solid: float) -> None:
+    maps = maps_of([(80, 80, 20)])
+    (sure,) = find_pills(maps, SIDE, SIDE, 0.15)
+    maps[..., 1] *= solid
+    (faint,) = find_pills(maps, SIDE, SIDE, 0.15)
+    assert faint.confidence < (solid + 0.1) * sure.confidence
+
+
+def test_a_slim_pill_that_lies_askew_is_not_much_less_sure_than_a_disc() -> None:
+    slim = maps_of([(80, 80, 40)])
+    away = np.subtract(*np.mgrid[:CELLS, :CELLS]) / np.sqrt(2)
+    slim[np.abs(away) > 2.5, 1] = 0  # a band of 5 x 20 cells: a quarter of the box
+    (askew,), (disc,) = (
+        find_pills(maps, SIDE, SIDE, LEAST) for maps in (slim, maps_of([(80, 80, 40)]))
+    )
+    assert askew.confidence > 0.75 * disc.confidence
 
 
 def test_two_peaks_on_one_pill_are_one_find() -> None:

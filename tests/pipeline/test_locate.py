@@ -19,6 +19,7 @@ from pilltrack.pipeline.locate import (
     CLUTTER_EVERY,
     CONFIDENCES,
     STARTER,
+    _most_exact,
     _Scenes,
     check,
     choose_confidence,
@@ -51,6 +52,7 @@ SETTINGS = LocateParams(
     checkpoint_every_s=0.001,
     calibration_scenes=2,
     validation_scenes=2,
+    false_finds=1.0,
     min_ap50=0.0,
     min_recall=0.0,
     max_false_finds=1.0,
@@ -247,6 +249,15 @@ def test_the_confidence_is_the_one_that_counts_best(cutouts: list[Photo]) -> Non
     chosen = choose_confidence(locator, cutouts, SETTINGS)
     assert chosen == max(least for least in CONFIDENCES if least <= locator.least)
     assert chosen >= 0.45
+
+
+def test_the_confidence_keeps_the_aim_for_scenes_without_pills() -> None:
+    with_pills, without = np.zeros((2, len(CONFIDENCES)), np.int64)
+    with_pills[2], with_pills[6] = 80, 60  # exact, of 100
+    without[:6], without[6:] = 90, 97
+    assert _most_exact(with_pills, without, 100, 0.10) == CONFIDENCES[2]
+    assert _most_exact(with_pills, without, 100, 0.05) == CONFIDENCES[6]
+    assert _most_exact(with_pills, without, 100, 0.01) == CONFIDENCES[-1]
 
 
 def test_a_locator_that_finds_nothing_fails_the_gate() -> None:

@@ -58,8 +58,8 @@ class Found:
 
     box: Box
     mask: NDArray[np.bool_]  # (height, width): which pixels of the box are the pill
-    confidence: float  # 0 to 1: the root of how sure its middle is times how much of the box is
-    # pill; a disc fills 0.8 of its box, a slim capsule that lies askew 0.4: no need to reach 1
+    confidence: float  # 0 to 1; a disc fills 0.8 of its box and a slim capsule that lies askew 0.7,
+    # so it has no need to reach 1
 
     @property
     def length_px(self) -> float:
@@ -124,19 +124,20 @@ def find_pills(
     found = []
     for number, (row, column) in enumerate(zip(rows, columns, strict=True)):
         own = owners == number
-        n_cells = np.count_nonzero(own)
+        cells = np.nonzero(own)
+        n_cells = len(cells[0])
         if not n_cells:
             continue
-        ends = np.median(boxes[own], axis=0)
+        shares = maps[..., 1][cells]
+        ends = np.median(boxes[cells], axis=0)
         box, n_in_box = placing.box(ends), (ends[2:] - ends[:2]).prod()
         if box is None or n_cells < _LEAST_FILLED * n_in_box:
             continue
-        filled = min(float(maps[own, 1].sum() / n_in_box), 1.0)
-        confidence = math.sqrt(float(maps[row, column, 0]) * filled)
+        confidence = _confidence(float(maps[row, column, 0]), cells, shares, float(n_in_box))
         if confidence < min_confidence:
             continue
         covered = np.where(own | (owners < 0), maps[..., 1], 0)
-        mask = placing.mask(covered, box, _IN_MASK * float(maps[own, 1].max()))
+        mask = placing.mask(covered, box, _IN_MASK * float(shares.max()))
         if mask.any():
             found.append(Found(box, mask, confidence))
     found.sort(key=lambda pill: (-pill.confidence, pill.box[1], pill.box[0]))
@@ -269,6 +270,26 @@ def _owners(
     near = away[np.arange(len(rows)), nearest] <= _BELONGS
     owners[rows[near], columns[near]] = nearest[near]
     return owners
+
+
+def _confidence(
+    middle: float,
+    cells: tuple[NDArray[np.intp], ...],
+    shares: NDArray[np.float32],
+    n_in_box: float,
+) -> float:
+    """How sure a find is, 0 to 1.
+
+    The root of the product of: its middle (0 to 1); the third quartile of the pill map in its own
+    cells; the share of its box that they fill, times the root of the find's elongation, since a
+    slim pill that lies askew fills less. What this form is worth: docs/lab-log.md.
+    """
+    full = shares > 0.5 * shares.max()
+    at = np.stack([along[full] for along in cells], axis=1).astype(np.float32)
+    long, short = sorted(cv2.minAreaRect(at)[1], reverse=True)
+    filled = float(shares.sum() / n_in_box) * math.sqrt((long + 1) / (short + 1))
+    solid = float(np.sort(shares)[3 * (len(shares) - 1) // 4])
+    return math.sqrt(middle * solid * min(filled, 1.0))
 
 
 class _Placing:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save as as_safetensors
 from tqdm import tqdm
 
@@ -214,14 +215,27 @@ def export_locator(
 def choose_confidence(locator: Locator, cutouts: Sequence[Photo], settings: LocateParams) -> float:
     """The confidence of CONFIDENCES that counts most scenes exactly; the highest of equals.
 
-    Half of the scenes hold pills, half none: there a find is a wrong count.
+    Half of the scenes hold pills, half none: there a find is a wrong count. Those with finds in
+    more than the share `false_finds` of the latter are out of the question, unless all are.
     """
-    exact = np.zeros(len(CONFIDENCES), np.int64)
-    for stream in ("choice", "choice, clutter"):
-        for scene in _scenes(cutouts, settings, stream, settings.validation_scenes):
+    n_scenes = settings.validation_scenes
+    exact = np.zeros((2, len(CONFIDENCES)), np.int64)  # with pills, without
+    for row, stream in zip(exact, ("choice", "choice, clutter"), strict=True):
+        for scene in _scenes(cutouts, settings, stream, n_scenes):
             maps, (height, width) = locator.maps(scene.frame), scene.labels.shape
             counts = [len(find_pills(maps, height, width, least)) for least in CONFIDENCES]
-            exact += np.array(counts) == len(scene.boxes)
+            row += np.array(counts) == len(scene.boxes)
+    return _most_exact(exact[0], exact[1], n_scenes, settings.false_finds)
+
+
+def _most_exact(
+    with_pills: NDArray[np.int64], without: NDArray[np.int64], n_scenes: int, false_finds: float
+) -> float:
+    """Choose from the scenes of each kind (C,) that each of CONFIDENCES counts exactly."""
+    allowed = n_scenes - without <= false_finds * n_scenes
+    if not allowed.any():
+        return CONFIDENCES[-1]
+    exact = np.where(allowed, with_pills + without, -1)
     return CONFIDENCES[len(exact) - 1 - int(exact[::-1].argmax())]
 
 

@@ -157,6 +157,7 @@ class LocateParams(_Section):
     checkpoint_every_s: Positive
     calibration_scenes: Count
     validation_scenes: Count  # with pills; and as many without
+    false_finds: Share  # of scenes without pills: the aim that sets the least confidence
     min_ap50: Share  # on scenes with validation pills, finds of any confidence
     min_recall: Share  # there, of the finds that are sure enough
     max_false_finds: Share  # of scenes without pills
