@@ -99,16 +99,6 @@ def test_a_faint_pill_is_less_sure(solid: float) -> None:
     assert faint.confidence < (solid + 0.1) * sure.confidence
 
 
-def test_a_slim_pill_that_lies_askew_is_not_much_less_sure_than_a_disc() -> None:
-    slim = maps_of([(80, 80, 40)])
-    away = np.subtract(*np.mgrid[:CELLS, :CELLS]) / np.sqrt(2)
-    slim[np.abs(away) > 2.5, 1] = 0  # a band of 5 x 20 cells: a quarter of the box
-    (askew,), (disc,) = (
-        find_pills(maps, SIDE, SIDE, LEAST) for maps in (slim, maps_of([(80, 80, 40)]))
-    )
-    assert askew.confidence > 0.75 * disc.confidence
-
-
 def test_two_peaks_on_one_pill_are_one_find() -> None:
     maps = maps_of([(80, 80, 30)])
     maps[20, 23, 0] = maps[20, 17, 0] = 1.0

@@ -58,8 +58,10 @@ class Found:
 
     box: Box
     mask: NDArray[np.bool_]  # (height, width): which pixels of the box are the pill
-    confidence: float  # 0 to 1; a disc fills 0.8 of its box and a slim capsule that lies askew 0.7,
-    # so it has no need to reach 1
+    confidence: (
+        float  # 0 to 1: the root of how sure its middle is, times how sure most of its cells
+    )
+    # are, times how much of the box they fill: a disc 0.8, a slim capsule that lies askew 0.4
 
     @property
     def length_px(self) -> float:
@@ -133,7 +135,9 @@ def find_pills(
         box, n_in_box = placing.box(ends), (ends[2:] - ends[:2]).prod()
         if box is None or n_cells < _LEAST_FILLED * n_in_box:
             continue
-        confidence = _confidence(float(maps[row, column, 0]), cells, shares, float(n_in_box))
+        filled = min(float(shares.sum() / n_in_box), 1.0)
+        solid = float(np.sort(shares)[3 * (n_cells - 1) // 4])  # the third quartile
+        confidence = math.sqrt(float(maps[row, column, 0]) * solid * filled)
         if confidence < min_confidence:
             continue
         covered = np.where(own | (owners < 0), maps[..., 1], 0)
@@ -270,26 +274,6 @@ def _owners(
     near = away[np.arange(len(rows)), nearest] <= _BELONGS
     owners[rows[near], columns[near]] = nearest[near]
     return owners
-
-
-def _confidence(
-    middle: float,
-    cells: tuple[NDArray[np.intp], ...],
-    shares: NDArray[np.float32],
-    n_in_box: float,
-) -> float:
-    """How sure a find is, 0 to 1.
-
-    The root of the product of: its middle (0 to 1); the third quartile of the pill map in its own
-    cells; the share of its box that they fill, times the root of the find's elongation, since a
-    slim pill that lies askew fills less. What this form is worth: docs/lab-log.md.
-    """
-    full = shares > 0.5 * shares.max()
-    at = np.stack([along[full] for along in cells], axis=1).astype(np.float32)
-    long, short = sorted(cv2.minAreaRect(at)[1], reverse=True)
-    filled = float(shares.sum() / n_in_box) * math.sqrt((long + 1) / (short + 1))
-    solid = float(np.sort(shares)[3 * (len(shares) - 1) // 4])
-    return math.sqrt(middle * solid * min(filled, 1.0))
 
 
 class _Placing:
