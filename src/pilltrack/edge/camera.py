@@ -93,10 +93,20 @@ class Camera:
         self.close()
 
     def _run(self) -> None:
+        try:
+            self._read_on()
+        finally:
+            self._capture.release()
+
+    def _read_on(self) -> None:
+        is_gone = False
         while not self._stopped:
             start_s = time.monotonic()
             frame = self._read()
             if frame is not None:
+                if is_gone:
+                    log.info("the camera %s is there again", self.source)
+                is_gone = False
                 with self._fresh:
                     self._newest, self._number = frame, self._number + 1
                     self._at_s = time.monotonic()
@@ -105,12 +115,13 @@ class Camera:
             elif time.monotonic() - self._at_s < GONE_S:
                 time.sleep(PAUSE_S)
             else:
+                if not is_gone:
+                    log.warning("the camera %s gives no frames", self.source)
+                is_gone = True
                 self._open_again()
-        self._capture.release()
 
     def _open_again(self) -> None:
         """Wait, and open a source that is gone once more."""
-        log.warning("the camera %s gives no frames; it is opened again", self.source)
         with self._fresh:
             self._fresh.wait_for(lambda: self._stopped, RETRY_S)
         if not self._stopped:

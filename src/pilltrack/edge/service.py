@@ -44,7 +44,8 @@ from pilltrack.edge.record import decision_record, gallery_digest, row_digests
 
 log = logging.getLogger(__name__)
 
-AGAIN_S = 10.0  # until the home is read again after that failed
+AGAIN_S = 10.0  # until the same home is read again after that failed
+WAITED_S = 1.0  # a failure that took longer waited for the database: so would the next
 SETTLED_S = 2.0  # until a change of the home is surely seen whole
 
 Frame = NDArray[np.uint8]
@@ -92,7 +93,8 @@ class Service:
         self.started_s = time.monotonic()
         self.health = Health()  # of the open bundle
         self._home_was: Stamp | None = None  # when it was last caught up with
-        self._again_at_s = 0.0  # when to try again after that failed
+        self._failed_at: Stamp | None = None  # what could not be caught up with,
+        self._again_at_s = 0.0  # and when to try that again
         self._enrolled = self._photos_of_pills()  # of the home, as it was last read
         self._opened = _Opened(open_identifier(bundle, threads, home))
         self._writing = threading.Lock()
@@ -287,28 +289,35 @@ class Service:
     def _catch_up(self) -> None:
         """Let the gallery hold what the home holds; whoever calls it holds `_writing`."""
         stamp = last_written(self.home)
-        if stamp == self._home_was or time.monotonic() < self._again_at_s:
+        if stamp == self._home_was:
+            return
+        if stamp == self._failed_at and time.monotonic() < self._again_at_s:
             return
         try:
             now = self._photos_of_pills()
         except (StageFailed, OSError) as error:
-            self._put_off(error)
+            self._put_off(stamp, error)
             return
+        failed = False
         with self._using() as identifier:
             counts = identifier.gallery.local.counts()
             for pill in sorted({*self._enrolled, *now, *counts}):
                 photos = now.get(pill, [])
                 if photos == self._enrolled.get(pill, []) and len(photos) == counts.get(pill, 0):
                     continue
+                start_s = time.monotonic()
                 try:
                     self._enrol_again(identifier, pill)
                 except (StageFailed, OSError) as error:
-                    self._put_off(error)
+                    self._put_off(stamp, error)
+                    failed = True
+                    if time.monotonic() - start_s > WAITED_S:
+                        break
                     continue
                 self._enrolled[pill] = photos
                 self._changed(pill)
         # SQLite shows a change a moment after it has written it.
-        if time.monotonic() >= self._again_at_s and stamp.is_older_than(SETTLED_S):
+        if not failed and stamp.is_older_than(SETTLED_S):
             self._home_was = stamp
 
     def _try_to_catch_up(self) -> None:
@@ -319,10 +328,10 @@ class Service:
             finally:
                 self._writing.release()
 
-    def _put_off(self, error: Exception) -> None:
+    def _put_off(self, stamp: Stamp, error: Exception) -> None:
         """What is in memory still serves."""
         log.warning("%s", error)
-        self._again_at_s = time.monotonic() + AGAIN_S
+        self._failed_at, self._again_at_s = stamp, time.monotonic() + AGAIN_S
 
     def _changed(self, pill: str) -> None:
         self._digest = ""

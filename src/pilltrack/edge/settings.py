@@ -74,7 +74,7 @@ class Settings:
     threads: int = 2  # of each model
     max_upload_bytes: int = 32 * 1024 * 1024  # of one request
     max_waiting: int = 8  # requests that look at photos, running or waiting; more get 429
-    max_at_once: int = 2  # of these running: more would be no faster, and each holds a whole photo
+    max_at_once: int = 2  # of these running, and as many live pictures: more would be no faster
     requests_per_s: float = 50.0  # of one client, in the long run
     burst: int = 200  # of one client, at once
     timeout_s: float = 30.0  # to send a request

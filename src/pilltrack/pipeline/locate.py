@@ -216,7 +216,8 @@ def choose_confidence(locator: Locator, cutouts: Sequence[Photo], settings: Loca
     """The confidence of CONFIDENCES that counts most scenes exactly; the highest of equals.
 
     Half of the scenes hold pills, half none: there a find is a wrong count. Those with finds in
-    more than the share `false_finds` of the latter are out of the question, unless all are.
+    more than the share `false_finds` of the latter are out of the question; where all are, it is
+    the highest.
     """
     n_scenes = settings.validation_scenes
     exact = np.zeros((2, len(CONFIDENCES)), np.int64)  # with pills, without
@@ -234,6 +235,7 @@ def _most_exact(
     """Choose from the scenes of each kind (C,) that each of CONFIDENCES counts exactly."""
     allowed = n_scenes - without <= false_finds * n_scenes
     if not allowed.any():
+        log.warning("no confidence keeps finds to locate.false_finds = %g", false_finds)
         return CONFIDENCES[-1]
     exact = np.where(allowed, with_pills + without, -1)
     return CONFIDENCES[len(exact) - 1 - int(exact[::-1].argmax())]
