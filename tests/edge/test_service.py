@@ -235,7 +235,7 @@ def test_a_list_may_expect_and_a_new_pill_collides_with_what_another_program_enr
     with LocalReferences(service.home) as local:
         local.add("third", [("b.png", red())])
     with pytest.raises(PhotosRefused, match="collides"):
-        service.enrol("new", [("c.png", red() ^ 1)], ["front"], NOW, crops=True)
+        service.enrol("new", [("c.png", red() ^ np.uint8(1))], ["front"], NOW, crops=True)
 
 
 def test_a_check_names_the_gallery_that_was_searched_after_another_program_wrote(

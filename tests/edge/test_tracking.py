@@ -6,7 +6,8 @@ import pytest
 
 from pilltrack.core.decide import Decision
 from pilltrack.core.identify import IdentifiedPill
-from pilltrack.edge.tracking import NEEDED, PATIENCE, WINDOW, Box, Tracker, steady
+from pilltrack.core.locate import Box
+from pilltrack.edge.tracking import NEEDED, PATIENCE, WINDOW, Tracker, steady
 
 ASPIRIN = Decision("known", "aspirin", 0.9, ())
 IBUPROFEN = Decision("known", "ibuprofen", 0.9, ())
