@@ -141,7 +141,7 @@ def _add_sheet(scene: Field, light: Light, rng: np.random.Generator) -> None:
     half = size * rng.uniform(0.25, 0.7, 2)
     corners = _rectangle(middle, half, heading) + rng.uniform(-0.04, 0.04, (4, 2)) * size
     if rng.random() < PLATE_SHARE:
-        _add_plate(scene, middle, size * rng.uniform(0.08, 0.45), light, rng)
+        _add_plate(scene, middle, size * rng.uniform(0.14, 0.45), light, rng)
         return
     cv2.fillPoly(mask, [_fixed(corners)], 255, cv2.LINE_AA, 4)
     kind = ("paper", "ruled_paper", "cloth", "mat", "tray")[int(rng.integers(5))]
@@ -165,7 +165,10 @@ def _add_plate(
     cv2.circle(mask, _pixel(middle), round(radius), 255, -1, cv2.LINE_AA)
     colour = _any_colour(rng) if rng.random() < 0.4 else np.full(3, rng.uniform(190, 250))
     lay(scene, mask, colour, light, radius * 0.1, rng.uniform(0.2, 0.6))
-    cv2.circle(hollow, _pixel(middle), round(radius * rng.uniform(0.6, 0.9)), 255, -1, cv2.LINE_AA)
+    inner = round(radius * rng.uniform(0.6, 0.9))
+    cv2.circle(hollow, _pixel(middle), inner, 255, -1, cv2.LINE_AA)
+    edge = max(1, round(radius * 0.03))  # a small white plate without one would be a pill
+    cv2.circle(scene, _pixel(middle), inner, (colour * 0.85).tolist(), edge, cv2.LINE_AA)
     if rng.random() < 0.5:
         around = np.sort(rng.uniform(0, 2 * math.pi, 9))
         far = rng.uniform(0.2, 0.65, 9) * radius
@@ -252,7 +255,8 @@ def _add_pen(scene: Field, pill_px: float, light: Light, rng: np.random.Generato
     lay(scene, mask, colour, light, thickness * 0.8, rng.uniform(0.3, 0.7))
     band = np.zeros_like(mask)
     cut = start + (end - start) * rng.uniform(0.2, 0.8)
-    _limb(band, cut, cut + ahead * thickness * rng.uniform(0.3, 3), thickness)
+    half = np.array([rng.uniform(0.15, 1.5), 0.5]) * thickness  # with round ends it would be a pill
+    cv2.fillPoly(band, [_fixed(_rectangle(cut, half, heading))], 255, cv2.LINE_AA, 4)
     lay(scene, np.minimum(band, mask), _any_colour(rng), light, 0, 0)
     round_off(scene, mask, light, thickness * 0.3, rng.uniform(-0.8, -0.2))
 
