@@ -7,6 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
+# What `weights: starter` stands for in the stages that know it.
+STARTER_WEIGHTS = {"train": ("student",), "distill": ("student",), "locate": ("locator", "student")}
 
 
 def path_of(module: str) -> Path | None:
@@ -44,6 +46,14 @@ def transitive_files(module: str) -> set[str]:
     return {name for name in files if not name.endswith("__init__.py")}
 
 
+def dependencies(stage: str) -> set[str]:
+    """What a stage depends on in the package: its source, and the starter's weights."""
+    weights = {
+        f"src/pilltrack/starter/{name}.safetensors" for name in STARTER_WEIGHTS.get(stage, ())
+    }
+    return transitive_files(f"pilltrack.pipeline.{stage}") | weights
+
+
 def write_dvc_deps(path: Path) -> None:
     """Bring the source files in the `deps` of every stage of a dvc.yaml up to date."""
     lines: list[str] = []
@@ -54,8 +64,7 @@ def write_dvc_deps(path: Path) -> None:
         if line.startswith("    cmd: pilltrack "):
             stage = line.split()[-1]
         if line == "    params:":
-            files = transitive_files(f"pilltrack.pipeline.{stage}")
-            lines += [f"      - {file}" for file in sorted(files)]
+            lines += [f"      - {file}" for file in sorted(dependencies(stage))]
         lines.append(line)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -10,7 +10,7 @@ import yaml
 
 from pilltrack.cli import STAGES
 from pilltrack.pipeline.params import Params, load_params
-from tests.imports import ROOT, transitive_files
+from tests.imports import ROOT, dependencies
 
 DVC: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 
@@ -24,9 +24,11 @@ def test_every_stage_is_a_command_a_module_and_a_params_section() -> None:
 
 
 @pytest.mark.parametrize("stage", list(DVC))
-def test_stage_depends_on_every_source_file_it_imports(stage: str) -> None:
+def test_stage_depends_on_every_source_file_it_imports_and_on_the_weights_it_may_begin_with(
+    stage: str,
+) -> None:
     listed = {dep for dep in DVC[stage]["deps"] if dep.startswith("src/")}
-    assert listed == transitive_files(f"pilltrack.pipeline.{stage}")
+    assert listed == dependencies(stage)
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,8 @@ from pilltrack.edge.selftest import self_test
 from pilltrack.pipeline.detections import boxes_of, score_frame, summary
 from pilltrack.pipeline.invented import invent_pills
 from pilltrack.pipeline.locate import STARTER as STARTER_LOCATOR
-from pilltrack.pipeline.locate import load_locator, score_scenes
+from pilltrack.pipeline.locate import TwoLooks, load_locator, score_scenes
 from pilltrack.pipeline.locator_data import rendered_cut_outs, scene_of
-from pilltrack.pipeline.locator_net import LocatorNet
 from pilltrack.pipeline.models import STARTER, EmbeddingNet, load_starting_weights
 from pilltrack.pipeline.probe_pictures import probe_crops, probe_frames
 from pilltrack.pipeline.render import draw_setting, photograph_pill, render_face
@@ -162,10 +161,10 @@ def test_its_locator_finds_the_pills_of_real_phone_photos(locator: Locator) -> N
 
 
 def test_the_locator_to_train_on_from_is_the_one_in_the_bundle(locator: Locator) -> None:
-    net = LocatorNet()
-    load_locator(net, STARTER_LOCATOR)
+    nets = TwoLooks().eval()
+    load_locator(nets, STARTER_LOCATOR)
     frame = scene_of(rendered_cut_outs(5, seed=4), locator.input_size_px, (57, 0), 5).frame
     pixels = to_model_input(frame, locator.input_size_px)
     with torch.no_grad():
-        maps = net.eval()(torch.from_numpy(pixels)[None].float())[0].numpy()
+        maps = nets.first(torch.from_numpy(pixels)[None].float())[0].numpy()
     assert np.corrcoef(maps.ravel(), locator.maps(frame).ravel())[0, 1] > 0.97

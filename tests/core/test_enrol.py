@@ -114,7 +114,7 @@ def test_a_pill_cut_off_by_the_frame_ends_at_its_border(locator: FromAfar) -> No
     assert 0 <= y < y + height <= 240
 
 
-def test_the_second_look_is_for_close_ups_alone(
+def test_the_look_amid_a_border_is_for_close_ups_alone(
     locator: FromAfar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert pills_to_enrol(locator, empty_table()) == []
@@ -126,7 +126,7 @@ def test_the_second_look_is_for_close_ups_alone(
 
 def test_a_find_that_is_mostly_beyond_the_photo_is_none() -> None:
     class WholeFrame(Locator):
-        """Takes the whole frame for a pill, at the second look."""
+        """Takes the whole frame for a pill, if looked at amid its border."""
 
         def locate(self, frame: NDArray[np.uint8]) -> list[Found]:
             return []

@@ -2,7 +2,9 @@
 
 tiny.tflite, tiny_int8.tflite and tiny.onnx are one small untrained network in three exports;
 whole_frame_locator.tflite finds one pill in every frame, as large as the frame;
-coloured_pill_locator.tflite takes all that is not grey for one pill, and nothing where all is.
+coloured_pill_locator.tflite takes all that is not grey for one pill, and nothing where all is;
+looking_twice_locator.tflite finds what the first does, and then believes in bright finds alone;
+bad_look_locator.tflite has a second look with two answers.
 
     python tests/golden/make_models.py [locators]
 
@@ -92,6 +94,17 @@ class ColouredPill(torch.nn.Module):
         return torch.stack([middle, pill[0], *distances], dim=2)[None]
 
 
+class BrightOnly(torch.nn.Module):
+    """(1, 32, 32, 3) -> (1, answers): positive where the mean of all pixels is above 128."""
+
+    def __init__(self, answers: int = 1) -> None:
+        super().__init__()
+        self.answers = answers
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return (images.mean().reshape(1, 1) / 8 - 16).expand(1, self.answers)
+
+
 def main() -> None:
     """Write all models, or only the locators."""
     example = torch.zeros(1, INPUT_SIZE_PX, INPUT_SIZE_PX, 3)
@@ -99,6 +112,12 @@ def main() -> None:
         side = COLOURED_PX if isinstance(locator, ColouredPill) else INPUT_SIZE_PX
         file = HERE / f"{name}_locator.tflite"
         litert_torch.convert(locator.eval(), (torch.zeros(1, side, side, 3),)).export(str(file))
+        file.chmod(0o644)
+    for name, answers in (("looking_twice", 1), ("bad_look", 2)):
+        two = litert_torch.signature("locate", WholeFrame().eval(), (example,))
+        two = two.signature("look", BrightOnly(answers).eval(), (example,))
+        file = HERE / f"{name}_locator.tflite"
+        two.convert().export(str(file))
         file.chmod(0o644)
     if sys.argv[1:] == ["locators"]:
         return

@@ -19,6 +19,7 @@ from pilltrack.pipeline.locate import (
     CLUTTER_EVERY,
     CONFIDENCES,
     STARTER,
+    TwoLooks,
     _most_exact,
     _Scenes,
     check,
@@ -50,6 +51,10 @@ SETTINGS = LocateParams(
     precision="fp32",
     workers=0,
     checkpoint_every_s=0.001,
+    look_weights="none",
+    look_scenes=6,
+    look_steps=2,
+    look_learning_rate=0.001,
     calibration_scenes=2,
     validation_scenes=2,
     false_finds=1.0,
@@ -160,15 +165,15 @@ def test_training_without_pills_says_what_to_do(tmp_path: Path) -> None:
 def test_exported_locator_answers_like_the_network_and_survives_any_frame(
     cutouts: list[Photo], tmp_path: Path
 ) -> None:
-    net, model = LocatorNet().eval(), tmp_path / "locator.tflite"
-    load_locator(net, STARTER)
-    export_locator(net, cutouts, SETTINGS, model)
+    nets, model = TwoLooks().eval(), tmp_path / "locator.tflite"
+    load_locator(nets, STARTER)
+    export_locator(nets, cutouts, SETTINGS, model)
     assert model.stat().st_size < 2_000_000
     locator = Locator(model, min_confidence=0.3)
     scene = scene_of(cutouts, 96, (9, 9), 4)
     pixels, _, _ = example(scene, 96)
     with torch.no_grad():
-        wanted = net(torch.from_numpy(pixels)[None].float())[0].numpy()
+        wanted = nets.first(torch.from_numpy(pixels)[None].float())[0].numpy()
     answers = locator.maps(scene.frame)
     assert np.corrcoef(answers.ravel(), wanted.ravel())[0, 1] > 0.98  # 8 bits of noise
     rng = np.random.default_rng(0)
@@ -188,7 +193,8 @@ def test_exported_locator_answers_like_the_network_and_survives_any_frame(
 
 
 def test_stage_writes_model_history_and_metrics(tiny_artifacts: Path, tiny_params: Params) -> None:
-    main(tiny_params.model_copy(update={"locate": SETTINGS}), tiny_artifacts)
+    settings = SETTINGS.model_copy(update={"weights": "starter"})  # one that finds something
+    main(tiny_params.model_copy(update={"locate": settings}), tiny_artifacts)
     out = tiny_artifacts / "locate"
     assert json.loads((out / "locator.json").read_text())["min_confidence"] in CONFIDENCES
     assert (
@@ -197,11 +203,12 @@ def test_stage_writes_model_history_and_metrics(tiny_artifacts: Path, tiny_param
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["int8_bytes"] == (out / "locator.tflite").stat().st_size
     assert (out / "history.csv").read_text().splitlines()[-1].startswith("4,")
-    assert not (tiny_artifacts / ".checkpoints" / "locate.pt").exists()
+    assert (out / "look_history.csv").read_text().splitlines()[-1].startswith("2,")
+    assert not list((tiny_artifacts / ".checkpoints").glob("locate*"))
 
 
 def test_saved_weights_come_back_and_others_are_refused(tmp_path: Path) -> None:
-    some, other = seeded_net(), LocatorNet()
+    some, other = seeded_nets(), TwoLooks()
     save_locator(some, tmp_path / "locator.safetensors")
     load_locator(other, tmp_path / "locator.safetensors")
     for a, b in zip(some.parameters(), other.parameters(), strict=True):
@@ -215,8 +222,8 @@ def test_saved_weights_come_back_and_others_are_refused(tmp_path: Path) -> None:
 def test_no_steps_take_the_weights_as_they_are(
     cutouts: list[Photo], tiny_artifacts: Path, tiny_params: Params, tmp_path: Path
 ) -> None:
-    save_locator(seeded_net(), tmp_path / "start.safetensors")
-    update = {"weights": str(tmp_path / "start.safetensors"), "steps": 0}
+    save_locator(seeded_nets(), tmp_path / "start.safetensors")
+    update = {"weights": str(tmp_path / "start.safetensors"), "steps": 0, "look_steps": 0}
     settings = SETTINGS.model_copy(update=update)
     main(tiny_params.model_copy(update={"locate": settings}), tiny_artifacts)
     written = (tiny_artifacts / "locate" / "locator.safetensors").read_bytes()
@@ -229,6 +236,7 @@ def test_the_confidence_is_the_one_that_counts_best(cutouts: list[Photo]) -> Non
 
         def __init__(self) -> None:
             self.least = 1.0  # of a pill
+            self._second = None
             full = (scene_of(cutouts, 96, (3, 2, n)) for n in range(20))
             with_pills = [scene for scene in full if len(scene.boxes)][:2]
             empty = [scene_of(cutouts, 96, (3, 3, n), 0) for n in range(2)]
@@ -290,8 +298,12 @@ def test_a_pill_found_twice_counts_once() -> None:
 
 
 def seeded_net() -> LocatorNet:
+    return seeded_nets().first
+
+
+def seeded_nets() -> TwoLooks:
     torch.manual_seed(0)
-    return LocatorNet()
+    return TwoLooks()
 
 
 def test_ap50_counts_every_find_and_the_rest_only_the_sure_ones() -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from pilltrack.core.embedder import Embedder, l2_normalise
-from pilltrack.core.locate import Found, Locator, find_pills
+from pilltrack.core.locate import Found, Locator
 from pilltrack.core.preprocess import to_model_input
 
 Photo = NDArray[np.uint8]  # (H, W, 3)
@@ -57,15 +58,26 @@ def _close_up(locator: Locator, photo: Photo) -> list[Found]:
     size_px, (height, width) = locator.input_size_px, photo.shape[:2]
     small = to_model_input(photo, size_px)
     wide = np.pad(small, ((size_px, size_px), (size_px, size_px), (0, 0)), mode="edge")
-    longer = max(height, width)
-    found = find_pills(locator.maps(wide), 3 * longer, 3 * longer, locator.min_confidence)
-    left, top = longer + (longer - width) // 2, longer + (longer - height) // 2
-    inside = [_cut(pill, left, top, width, height) for pill in found]
+    rows, columns = (max(1, round(side * size_px / max(height, width))) for side in (height, width))
+    left, top = size_px + (size_px - columns) // 2, size_px + (size_px - rows) // 2
+    found = locator.find(wide, locator.min_confidence)
+    inside = [_cut(pill, left, top, columns, rows) for pill in found]
     return [
-        part
+        _enlarged(part, columns, rows, width, height)
         for pill, part in zip(found, inside, strict=True)
-        if part and max(part.box[2:]) > _CLOSE * longer and 4 * part.mask.size > pill.mask.size
+        if part and max(part.box[2:]) > _CLOSE * size_px and 4 * part.mask.size > pill.mask.size
     ]
+
+
+def _enlarged(pill: Found, columns: int, rows: int, width: int, height: int) -> Found:
+    """A find in a frame (rows, columns), in the same frame at (height, width)."""
+    x, y, across, down = pill.box
+    left, right = round(x * width / columns), round((x + across) * width / columns)
+    top, bottom = round(y * height / rows), round((y + down) * height / rows)
+    left, top = min(left, width - 1), min(top, height - 1)
+    size = max(right - left, 1), max(bottom - top, 1)
+    mask = cv2.resize(pill.mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    return Found((left, top, *size), mask > 0, pill.confidence)
 
 
 def _cut(pill: Found, left: int, top: int, width: int, height: int) -> Found | None:

@@ -39,18 +39,20 @@ class LiteRTModel:
         fits: Callable[[list[int], list[int]], bool],
         refusal: Callable[[Path, str], BundleRejected],
         threads: int = 1,
+        signature: str | None = None,
     ) -> None:
         """Open `model_bytes`, as `read_model` read them from the file `model`.
 
+        `signature` names the network where the file holds several; None takes the first.
         `fits` tells whether the shapes of input and output are right; the input's must be
         (1, S, S, 3). `refusal` makes the error for a model of another kind from what was found.
         Bytes that are no LiteRT model raise BundleRejected.
         """
         try:
             self._interpreter = Interpreter(model_content=model_bytes, num_threads=threads)
-            self._interpreter.allocate_tensors()
-            inputs = self._interpreter.get_input_details()
-            outputs = self._interpreter.get_output_details()
+            self._invoke: Callable[[NDArray[Any]], Any]
+            self.signatures = tuple(self._interpreter.get_signature_list())
+            inputs, outputs = self._open(signature)
         except (ValueError, RuntimeError) as error:
             raise damaged(model, str(error), "a LiteRT model") from error
         if len(inputs) != 1 or len(outputs) != 1:
@@ -66,21 +68,39 @@ class LiteRTModel:
             raise refusal(model, str(error)) from error
         self.input_size_px = self.input_shape[1]
         self.quantisation = np.dtype(inputs[0]["dtype"]).name
-        self._input_index: int = inputs[0]["index"]
-        self._output_index: int = outputs[0]["index"]
         self._lock = threading.Lock()
 
     def run(self, model_input: NDArray[np.uint8]) -> NDArray[np.float32]:
         """What the model answers for pixels (S, S, 3): its output without the first axis."""
         codes = self._input_table[model_input]
         with self._lock:
-            self._interpreter.set_tensor(self._input_index, codes[None])
-            self._interpreter.invoke()
-            output = self._interpreter.get_tensor(self._output_index)[0]
+            output = self._invoke(codes[None])[0]
         answer: NDArray[np.float32] = output.astype(np.float32)
         answer -= self._output_zero_point
         answer *= self._output_scale
         return answer
+
+    def _open(self, signature: str | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Details of all inputs and outputs; from now on `_invoke` runs this network."""
+        if signature is not None:
+            runner: Any = self._interpreter.get_signature_runner(signature)
+            inputs, outputs = runner.get_input_details(), runner.get_output_details()
+            ((name, taken), *more), (answer, *_) = inputs.items(), outputs
+            if not more:  # it prepares at its first run only: let that not be a user's
+                runner(**{name: np.zeros(taken["shape"], taken["dtype"])})
+            self._invoke = lambda codes: runner(**{name: codes})[answer]
+            return list(inputs.values()), list(outputs.values())
+        interpreter: Any = self._interpreter
+        interpreter.allocate_tensors()
+        first, last = interpreter.get_input_details(), interpreter.get_output_details()
+
+        def invoke(codes: NDArray[Any]) -> Any:
+            interpreter.set_tensor(first[0]["index"], codes)
+            interpreter.invoke()
+            return interpreter.get_tensor(last[0]["index"])
+
+        self._invoke = invoke
+        return first, last
 
 
 def read_model(model: Path) -> bytes:

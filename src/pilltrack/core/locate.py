@@ -4,7 +4,8 @@ A small network looks at the whole frame once and answers for every cell of 4 x 
 is here the middle of a pill; is here a pill; where are the sides of its box. `find_pills` reads
 these maps: peaks of the first are pills, every pill cell joins the peak in the middle of the box
 it sees, and a pill's box is the median of what its cells say. Touching pills part because their
-cells point to different middles. What a pill is, the locator neither knows nor asks.
+cells point to different middles. Every find is then looked at again, closer
+(`core.second_look`). What a pill is, the locator neither knows nor asks.
 
 The same frame always gives the same pills in the same order. Time is bounded whatever the frame:
 there are at most MAX_PILLS finds, and their boxes together are at most seven squares of its longer
@@ -14,8 +15,8 @@ side large, since each is a seventh full of cells that no other has.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -25,7 +26,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pilltrack.core.errors import BundleRejected
 from pilltrack.core.litert import LiteRTModel, read_model
-from pilltrack.core.preprocess import to_model_input
+from pilltrack.core.preprocess import square_around, to_model_input
+from pilltrack.core.second_look import LEAST_LOOKED_AT, SIGNATURE, SecondLook
 
 STRIDE = 4  # pixels of the model's input in a cell
 N_MAPS = 6  # middle, pill, and the square roots of the distances left, top, right, bottom
@@ -58,10 +60,7 @@ class Found:
 
     box: Box
     mask: NDArray[np.bool_]  # (height, width): which pixels of the box are the pill
-    confidence: (
-        float  # 0 to 1: the root of how sure its middle is, times how sure most of its cells
-    )
-    # are, times how much of the box they fill: a disc 0.8, a slim capsule that lies askew 0.4
+    confidence: float  # 0 to 1, of `find_pills` or, after a second look, of both
 
     @property
     def length_px(self) -> float:
@@ -77,15 +76,19 @@ class Found:
 class Locator:
     """An open locator `.tflite`: input (1, S, S, 3), output (1, S/4, S/4, 6), float32 or 8 bits.
 
-    `min_confidence` (0 to 1) is what a find must have to be a pill. Safe to share between threads:
-    they take turns. Raises BundleRejected when the file is missing, damaged or not a locator.
+    A network under the signature "look" in the same file looks at every find again; a file
+    without one is believed at once. `min_confidence` (0 to 1) is what a find must have to be a
+    pill. Safe to share between threads: they take turns. Raises BundleRejected when the file is
+    missing, damaged or not a locator.
     """
 
     def __init__(self, model: Path, *, min_confidence: float, threads: int = 1) -> None:
         self.min_confidence = min_confidence
-        self._model = LiteRTModel(
-            model, read_model(model), fits=_fits, refusal=_no_locator, threads=threads
-        )
+        content = read_model(model)
+        self._model = LiteRTModel(model, content, fits=_fits, refusal=_no_locator, threads=threads)
+        self._second = None
+        if SIGNATURE in self._model.signatures:
+            self._second = SecondLook(model, content, threads=threads)
         self.input_size_px = self._model.input_size_px
 
     def locate(self, frame: NDArray[np.uint8]) -> list[Found]:
@@ -94,8 +97,26 @@ class Locator:
         At most MAX_PILLS: so many may be more. Raises ValueError for another shape or dtype, or
         an empty frame.
         """
+        return in_reading_order(self.find(frame, self.min_confidence))
+
+    def find(self, frame: NDArray[np.uint8], min_confidence: float) -> list[Found]:
+        """Finds of at least so much confidence, most confident first; errors as `locate`."""
+        if self._second is None:
+            return self.first_look(frame, min_confidence)
+        look = self._second.confidence
+        found = [
+            replace(pill, confidence=look(frame, pill.box, pill.length_px, pill.confidence))
+            for pill in self.first_look(frame, LEAST_LOOKED_AT)
+        ]
+        return most_confident_first(p for p in found if p.confidence >= min_confidence)
+
+    def first_look(self, frame: NDArray[np.uint8], min_confidence: float) -> list[Found]:
+        """Finds of which the first look alone is so sure; errors as `locate`.
+
+        The second look is asked about those from LEAST_LOOKED_AT on.
+        """
         height, width = frame.shape[:2]
-        return in_reading_order(find_pills(self.maps(frame), height, width, self.min_confidence))
+        return find_pills(self.maps(frame), height, width, min_confidence)
 
     def maps(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         """What the network answers for a frame: (S/4, S/4, 6) float32, 0 to 1."""
@@ -110,7 +131,9 @@ def find_pills(
 ) -> list[Found]:
     """Read the locator's maps (C, C, 6) for a frame of (height_px, width_px).
 
-    Most confident first; ties go to the upper, then the left one. At most MAX_PILLS.
+    Most confident first; at most MAX_PILLS. A confidence is the root of how sure the find's middle
+    is, times how sure most of its cells are, times how much of its box they fill: a disc 0.8, a
+    slim capsule that lies askew 0.4.
 
     >>> find_pills(np.zeros((8, 8, 6), np.float32), 32, 32, 0.3)
     []
@@ -144,8 +167,12 @@ def find_pills(
         mask = placing.mask(covered, box, _IN_MASK * float(shares.max()))
         if mask.any():
             found.append(Found(box, mask, confidence))
-    found.sort(key=lambda pill: (-pill.confidence, pill.box[1], pill.box[0]))
-    return found[:MAX_PILLS]
+    return most_confident_first(found)[:MAX_PILLS]
+
+
+def most_confident_first(found: Iterable[Found]) -> list[Found]:
+    """Of equals the upper, then the left one first."""
+    return sorted(found, key=lambda pill: (-pill.confidence, pill.box[1], pill.box[0]))
 
 
 def in_reading_order(found: Sequence[Found]) -> list[Found]:
@@ -191,14 +218,8 @@ def crop(frame: NDArray[np.uint8], found: Found) -> NDArray[np.uint8]:
     stay: painted over they cost 5 of 100 pills (docs/results/locate.md). Beyond the frame's
     border its outermost pixels are repeated.
     """
-    x, y, width, height = found.box
     side = max(1, round(found.length_px / PILL_SHARE))
-    left, top = round(x + (width - side) / 2), round(y + (height - side) / 2)
-    inside = frame[max(0, top) : top + side, max(0, left) : left + side]
-    above, before = max(0, -top), max(0, -left)
-    below, after = side - above - inside.shape[0], side - before - inside.shape[1]
-    square = cv2.copyMakeBorder(inside, above, below, before, after, cv2.BORDER_REPLICATE)
-    return to_model_input(np.asarray(square, np.uint8), min(side, MAX_CROP_PX))
+    return square_around(frame, found.box, side, min(side, MAX_CROP_PX))
 
 
 def _fits(shape_in: list[int], shape_out: list[int]) -> bool:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pilltrack.core.locate import Found, Locator, find_pills
+from pilltrack.core.locate import Found, Locator
 
 Boxes = NDArray[np.float64]  # (N, 4) x, y, width, height
 MIN_IOU = 0.5
-ANY_CONFIDENCE = 0.05  # whose finds AP50 counts
+ANY_CONFIDENCE = 0.01  # whose finds AP50 counts
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,11 @@ def score_locator(
     locator: Locator, frame: NDArray[np.uint8], pills: Boxes
 ) -> tuple[FrameScore, FrameScore]:
     """Match what a locator finds in a frame (H, W, 3), and its finds of any confidence."""
-    maps, (height, width) = locator.maps(frame), frame.shape[:2]
+    found = locator.find(frame, min(ANY_CONFIDENCE, locator.min_confidence))
+    limits = (locator.min_confidence, ANY_CONFIDENCE)
     sure, every = (
-        score_frame(*boxes_of(find_pills(maps, height, width, least)), pills)
-        for least in (locator.min_confidence, ANY_CONFIDENCE)
+        score_frame(*boxes_of([pill for pill in found if pill.confidence >= least]), pills)
+        for least in limits
     )
     return sure, every
 

@@ -13,7 +13,8 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ def export_int8(
 
     `calibration` (N, S, S, 3) uint8: photos whose extremes set the activation ranges.
     """
-    export_litert(net, input_size_px, calibration, _student_recipe, path)
+    part = Part(net, input_size_px, calibration)
+    export_litert({"serving_default": part}, _student_recipe, path)
 
 
 def export_onnx(net: EmbeddingNet, input_size_px: int, path: Path) -> None:
@@ -64,36 +66,48 @@ def export_onnx(net: EmbeddingNet, input_size_px: int, path: Path) -> None:
         write_atomically(path, model.SerializeToString())
 
 
-def export_litert(
-    net: torch.nn.Module,
-    input_size_px: int,
-    calibration: NDArray[np.uint8],
-    recipe: Recipe,
-    path: Path,
-) -> None:
-    """Write a network with input (1, S, S, 3) as a quantised `.tflite`.
+@dataclass(frozen=True)
+class Part:
+    """A network with input (1, S, S, 3), and the (N, S, S, 3) uint8 images that set its ranges."""
 
-    The extremes of `calibration` (N, S, S, 3) uint8, of a black and of a white image set the
+    net: torch.nn.Module
+    input_size_px: int
+    calibration: NDArray[np.uint8]
+
+
+def export_litert(parts: Mapping[str, Part], recipe: Recipe, path: Path) -> None:
+    """Write networks as one quantised `.tflite`, each under its signature.
+
+    The extremes of its calibration images, of a black and of a white one set a network's
     activation ranges. `recipe` returns what ai-edge-quantizer is to do, a later step overruling
     an earlier one.
     """
-    sample = torch.zeros(1, input_size_px, input_size_px, 3)
     with tempfile.TemporaryDirectory() as directory, _quiet():
         import litert_torch
         from ai_edge_quantizer import calibrator, quantizer, recipe_manager
         from ai_edge_quantizer.utils import qsv_utils
 
         floating = Path(directory) / "float.tflite"
-        litert_torch.convert(net.eval(), (sample,)).export(str(floating))
+        converter: Any = litert_torch
+        for signature, part in parts.items():
+            sample = torch.zeros(1, part.input_size_px, part.input_size_px, 3)
+            converter = converter.signature(signature, part.net.eval(), (sample,))
+        converter.convert().export(str(floating))
         steps = recipe()
         manager = recipe_manager.RecipeManager()
         manager.load_quantization_recipe(steps)
-        signature, name = _signature(floating)
-        samples = [{name: image[None].astype(np.float32)} for image in _spanning(calibration)]
+        names = _input_names(floating)
+        samples = {
+            signature: [
+                {names[signature]: image[None].astype(np.float32)}
+                for image in _spanning(part.calibration)
+            ]
+            for signature, part in parts.items()
+        }
         # By default ranges are moving averages of each image's extremes, and brighter images
         # saturate: mean cosine 0.989 instead of 0.999 (docs/lab-log.md).
         ranges = calibrator.Calibrator(str(floating), qsv_update_func=qsv_utils.min_max_update)
-        ranges.calibrate({signature: samples}, manager)
+        ranges.calibrate(samples, manager)
         quantised = Path(directory) / "int8.tflite"
         quantiser = quantizer.Quantizer(str(floating), steps)
         quantiser.quantize(ranges.get_model_qsvs()).export_model(str(quantised))
@@ -116,7 +130,7 @@ def _spanning(calibration: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _student_recipe() -> list[dict[str, Any]]:
-    return [*whole_int8(), _float_head(), _float_depthwise()]
+    return [*whole_int8(), _float_head(), float_depthwise()]
 
 
 def _float_head() -> dict[str, Any]:
@@ -126,18 +140,21 @@ def _float_head() -> dict[str, Any]:
     return {**dynamic, "operation": "FULLY_CONNECTED"}
 
 
-def _float_depthwise() -> dict[str, Any]:
+def float_depthwise(scope: str = "") -> dict[str, Any]:
     """Depthwise layers in fp32: in a MobileNetV2 they hold most of the int8 error, and few of
-    the operations (mean cosine 0.956 -> 0.988 for a tenth more time; docs/lab-log.md)."""
-    return {"regex": ".*", "operation": "DEPTHWISE_CONV_2D", "algorithm_key": "no_quantize"}
+    the operations (mean cosine 0.956 -> 0.988 for a tenth more time; docs/lab-log.md).
+
+    `scope` is the class of the network whose layers are meant, any if empty."""
+    return {
+        "regex": f".*{scope}.*", "operation": "DEPTHWISE_CONV_2D", "algorithm_key": "no_quantize",
+    }  # fmt: skip
 
 
-def _signature(model: Path) -> tuple[str, str]:
+def _input_names(model: Path) -> dict[str, str]:
     from ai_edge_litert.interpreter import Interpreter
 
     signatures = Interpreter(str(model)).get_signature_list()
-    ((name, tensors),) = signatures.items()
-    return name, tensors["inputs"][0]
+    return {name: tensors["inputs"][0] for name, tensors in signatures.items()}
 
 
 @contextlib.contextmanager

@@ -1,10 +1,11 @@
 """Stage `locate`: the network that finds pills in a frame, trained on composed scenes alone.
 
 Scenes are composed on the fly from the cut-outs of the fit pills and from rendered pills, each
-from its own seed: step s of a run sees the same frames whether or not it was interrupted. The
-network is exported as int8. From which confidence on a find is a pill is chosen on scenes with
-validation pills and scenes without any, and the file is checked, as the device runs it, on others
-of both kinds. Below the limits in params.yaml the stage fails and leaves no model.
+from its own seed: step s of a run sees the same frames whether or not it was interrupted. Then a
+second network learns to look again at what the first one finds (`pipeline/second_look.py`). Both
+are exported as int8, in one file. From which confidence on a find is a pill is chosen on scenes
+with validation pills and scenes without any, and the file is checked, as the device runs it, on
+others of both kinds. Below the limits in params.yaml the stage fails and leaves no model.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,11 +31,12 @@ from pilltrack.core.errors import GateFailed, StageFailed
 from pilltrack.core.files import write_atomically
 from pilltrack.core.locate import Locator, LocatorCard, find_pills
 from pilltrack.core.preprocess import to_model_input
+from pilltrack.core.second_look import LEAST_LOOKED_AT, LOOK_SHARE, SIGNATURE, closer
 from pilltrack.pipeline.capture import Photo
 from pilltrack.pipeline.data import one_thread
 from pilltrack.pipeline.depthwise import fast_depthwise
 from pilltrack.pipeline.detections import score_locator, summary
-from pilltrack.pipeline.export import export_litert, whole_int8
+from pilltrack.pipeline.export import Part, export_litert, float_depthwise, whole_int8
 from pilltrack.pipeline.fit import identity_of, learning_rate, resume, save
 from pilltrack.pipeline.locator_data import (
     Example,
@@ -43,19 +47,29 @@ from pilltrack.pipeline.locator_data import (
 )
 from pilltrack.pipeline.locator_net import LocatorNet, locator_loss
 from pilltrack.pipeline.locator_views import several_scenes
+from pilltrack.pipeline.models import STARTER as STUDENT
 from pilltrack.pipeline.models import place, read_tensors, weights_file
 from pilltrack.pipeline.params import LocateParams, Params
 from pilltrack.pipeline.scenes import Scene
+from pilltrack.pipeline.second_look import (
+    CROWDED,
+    LOOK_PX,
+    SecondLookNet,
+    gather,
+    train_second_look,
+)
 from pilltrack.pipeline.table import load_images, write_csv
 
 log = logging.getLogger(__name__)
 
 STARTER = Path(pilltrack.__file__).parent / "starter" / "locator.safetensors"
-OUTPUTS = ("locator.tflite", "locator.safetensors", "locator.json", "history.csv")
+OUTPUTS = (
+    "locator.tflite", "locator.safetensors", "locator.json", "history.csv", "look_history.csv",
+)  # fmt: skip
 HELD_OUT_RENDERED = 50  # pills beside the validation pills, whose photos may not be cut out
 HELD_OUT_SEED = 1_000_003  # after the run's: no seed of a data set
 CLUTTER_EVERY = 4  # scenes one without pills, beside those that have none by chance
-CONFIDENCES = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8)
+CONFIDENCES = tuple(round(0.1 + 0.025 * n, 3) for n in range(36))  # 0.1 to 0.975
 COLUMNS = ("step", "loss", "learning_rate")
 HISTORY_STEPS = 50  # in a row of the history
 
@@ -72,16 +86,25 @@ def main(params: Params, artifacts: Path) -> None:
     held_out = cut_outs(prepared, [row for row in rows if row.split == "validation"])
     held_out += rendered_cut_outs(HELD_OUT_RENDERED, settings.seed + HELD_OUT_SEED)
     torch.manual_seed(settings.seed)
-    net = LocatorNet()
+    nets = TwoLooks(settings.look_weights)
     inputs = [prepared / "images.csv", prepared / "audit.json"]
     for start in weights_file(settings.weights, STARTER):
-        load_locator(net, start)
+        load_locator(nets, start)
         inputs.append(start)
-    checkpoint = artifacts / ".checkpoints" / "locate.pt"
-    history = train(net, cutouts, settings, checkpoint, identity_of([settings], inputs))
+    inputs += weights_file(settings.look_weights, STUDENT)
+    identity = identity_of([settings], inputs)
+    checkpoint, kept, of_look = (
+        artifacts / ".checkpoints" / name
+        for name in ("locate.pt", "locate_finds", "locate_look.pt")
+    )
+    history, look_history = train(nets.first, cutouts, settings, checkpoint, identity), []
     with tempfile.TemporaryDirectory() as directory:
         model = Path(directory) / "locator.tflite"
-        export_locator(net, cutouts, settings, model)
+        if settings.look_steps:
+            export_locator(nets, cutouts, settings, model)
+            finds = gather(model, cutouts, settings, kept, identity)
+            look_history = train_second_look(nets.second, finds, settings, of_look, identity)
+        export_locator(nets, cutouts, settings, model)
         least = choose_confidence(Locator(model, min_confidence=0.5), held_out, settings)
         metrics = check(Locator(model, min_confidence=least), held_out, settings)
         metrics |= {"min_confidence": least, "int8_bytes": model.stat().st_size}
@@ -89,12 +112,24 @@ def main(params: Params, artifacts: Path) -> None:
         write_atomically(out / "metrics.json", text.encode())
         log.info("locator: %s", metrics)
         gate(metrics, settings)
-        write_csv(out / "history.csv", COLUMNS, [[row[c] for c in COLUMNS] for row in history])
-        save_locator(net, out / "locator.safetensors")
+        for name, rows_of in (("history.csv", history), ("look_history.csv", look_history)):
+            write_csv(out / name, COLUMNS, [[row[c] for c in COLUMNS] for row in rows_of])
+        save_locator(nets, out / "locator.safetensors")
         card = LocatorCard(min_confidence=least)
         write_atomically(out / "locator.json", card.model_dump_json().encode())
         write_atomically(out / model.name, model.read_bytes())
-    checkpoint.unlink(missing_ok=True)
+    shutil.rmtree(kept, ignore_errors=True)
+    for left_over in (checkpoint, of_look):
+        left_over.unlink(missing_ok=True)
+
+
+class TwoLooks(torch.nn.Module):
+    """The networks of a locator: the first sees the frame, the second what the first found."""
+
+    def __init__(self, look_weights: str = "none") -> None:
+        super().__init__()
+        self.first = LocatorNet()
+        self.second = SecondLookNet(look_weights)
 
 
 def train(
@@ -165,12 +200,12 @@ def train(
     return history
 
 
-def save_locator(net: LocatorNet, path: Path) -> None:
+def save_locator(nets: TwoLooks, path: Path) -> None:
     """Write the weights as safetensors, in half precision; whole numbers stay as they are.
 
     Raises StageFailed for a weight that half precision cannot hold.
     """
-    tensors = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
+    tensors = {k: v.detach().cpu().contiguous() for k, v in nets.state_dict().items()}
     tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise StageFailed(
@@ -182,14 +217,14 @@ def save_locator(net: LocatorNet, path: Path) -> None:
     write_atomically(path, as_safetensors(tensors))
 
 
-def load_locator(net: LocatorNet, path: Path) -> None:
-    """Fill `net` with weights that `save_locator` wrote.
+def load_locator(nets: TwoLooks, path: Path) -> None:
+    """Fill `nets` with weights that `save_locator` wrote.
 
     Raises StageFailed when the file is missing, damaged or of another network.
     """
     tensors, _ = read_tensors(path)
     try:
-        net.load_state_dict(tensors)
+        nets.load_state_dict(tensors)
     except RuntimeError as error:
         raise StageFailed(
             f"weights {path}",
@@ -200,16 +235,46 @@ def load_locator(net: LocatorNet, path: Path) -> None:
 
 
 def export_locator(
-    net: LocatorNet, cutouts: Sequence[Photo], settings: LocateParams, path: Path
+    nets: TwoLooks, cutouts: Sequence[Photo], settings: LocateParams, path: Path
 ) -> None:
-    """Write the network as a `.tflite` with int8 weights, activations, input and output.
+    """Write both networks as one int8 `.tflite`; depthwise layers of the second are in fp32.
 
-    Activation ranges come from `calibration_scenes` scenes, and a black and a white frame.
+    Activation ranges come from `calibration_scenes` scenes, of the second network from what the
+    first finds there and in as many scenes crowded with clutter; and from a black and a white
+    image.
     """
     size = settings.input_size_px
-    scenes = _scenes(cutouts, settings, "calibration", settings.calibration_scenes)
-    frames = np.stack([to_model_input(scene.frame, size) for scene in scenes])
-    export_litert(net, size, frames, whole_int8, path)
+    frames: list[NDArray[np.uint8]] = []
+    looks: list[NDArray[np.uint8]] = []
+    for number, scene in enumerate(
+        _scenes(cutouts, settings, "calibration", settings.calibration_scenes)
+    ):
+        frames.append(to_model_input(scene.frame, size))
+        seed = (settings.seed, _STREAMS.index("calibration, crowd"), number)
+        for shown in (scene, scene_of([], size, seed, 0, CROWDED)):
+            looks += _looks(nets.first, shown.frame, size)
+    seen = np.array(looks, np.uint8).reshape(-1, LOOK_PX, LOOK_PX, 3)
+    parts = {
+        "locate": Part(nets.first, size, np.stack(frames)),
+        SIGNATURE: Part(nets.second, LOOK_PX, seen),
+    }
+    export_litert(parts, _recipe, path)
+
+
+def _looks(net: LocatorNet, frame: NDArray[np.uint8], size_px: int) -> Iterator[NDArray[np.uint8]]:
+    """What the second network is shown of a frame."""
+    pixels = torch.from_numpy(to_model_input(frame, size_px))[None].float()
+    with torch.no_grad():
+        maps = net.eval()(pixels)[0].numpy()
+    height, width = frame.shape[:2]
+    for pill in find_pills(maps, height, width, LEAST_LOOKED_AT):
+        yield closer(frame, pill.box, pill.length_px / LOOK_SHARE, LOOK_PX)
+
+
+def _recipe() -> list[dict[str, Any]]:
+    """All int8 but the second network's depthwise layers: with them 0.4 would be lost of its
+    log-odds, with them in fp32 0.1 (docs/lab-log.md)."""
+    return [*whole_int8(), float_depthwise(SecondLookNet.__name__)]
 
 
 def choose_confidence(locator: Locator, cutouts: Sequence[Photo], settings: LocateParams) -> float:
@@ -223,9 +288,10 @@ def choose_confidence(locator: Locator, cutouts: Sequence[Photo], settings: Loca
     exact = np.zeros((2, len(CONFIDENCES)), np.int64)  # with pills, without
     for row, stream in zip(exact, ("choice", "choice, clutter"), strict=True):
         for scene in _scenes(cutouts, settings, stream, n_scenes):
-            maps, (height, width) = locator.maps(scene.frame), scene.labels.shape
-            counts = [len(find_pills(maps, height, width, least)) for least in CONFIDENCES]
-            row += np.array(counts) == len(scene.boxes)
+            found = locator.find(scene.frame, CONFIDENCES[0])
+            sure = np.array([pill.confidence for pill in found])
+            counts = (sure[:, None] >= np.array(CONFIDENCES)).sum(axis=0)
+            row += counts == len(scene.boxes)
     return _most_exact(exact[0], exact[1], n_scenes, settings.false_finds)
 
 
@@ -273,7 +339,7 @@ def gate(metrics: dict[str, float], settings: LocateParams) -> None:
             f"in {metrics['false_finds']:.1%} of scenes without pills",
             expected=f"at least {settings.min_ap50:.3f}, at least {settings.min_recall:.1%}, and "
             f"at most {settings.max_false_finds:.1%}",
-            remedy="Train longer: raise `locate.steps` in params.yaml.",
+            remedy="Train longer: raise `locate.steps`, or `look_scenes` and `look_steps`.",
         )
 
 
@@ -288,7 +354,10 @@ class _Scenes(torch.utils.data.Dataset[Example]):
         return example(scene, self.settings.input_size_px)
 
 
-_STREAMS = ("train", "calibration", "choice", "choice, clutter", "check", "check, clutter")
+_STREAMS = (
+    "train", "calibration", "choice", "choice, clutter", "check", "check, clutter",
+    "calibration, crowd",
+)  # fmt: skip
 
 
 def _scenes(

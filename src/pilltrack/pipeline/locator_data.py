@@ -46,13 +46,17 @@ def rendered_cut_outs(n_pills: int, seed: int) -> list[Photo]:
 
 
 def scene_of(
-    cutouts: Sequence[Photo], size_px: int, seed: Sequence[int], n_pills: int | None = None
+    cutouts: Sequence[Photo],
+    size_px: int,
+    seed: Sequence[int],
+    n_pills: int | None = None,
+    crowd: int = 1,
 ) -> Scene:
     """The scene of a seed, `size_px` on its longer side, upright or lying."""
     rng = np.random.default_rng(seed)
     short = round(size_px * float(rng.choice(ASPECTS)))
     shape = (size_px, short) if rng.random() < 0.5 else (short, size_px)
-    return compose(cutouts, *shape, rng, n_pills)
+    return compose(cutouts, *shape, rng, n_pills, crowd)
 
 
 def example(scene: Scene, size_px: int) -> Example:

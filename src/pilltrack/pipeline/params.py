@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pilltrack.core.errors import ParamsRejected
 
@@ -155,12 +155,22 @@ class LocateParams(_Section):
     precision: Literal["auto", "fp32", "bf16"]  # auto: bf16 autocast on a GPU, else fp32
     workers: Annotated[int, Field(ge=0)]
     checkpoint_every_s: Positive
+    look_weights: Literal["none", "starter"]  # of the second look's first layers; they then stay
+    look_scenes: Annotated[int, Field(ge=0)]  # whose finds the second look learns from
+    look_steps: Annotated[int, Field(ge=0)]  # 0 takes its weights as they are
+    look_learning_rate: Positive
     calibration_scenes: Count
     validation_scenes: Count  # with pills; and as many without
     false_finds: Share  # of scenes without pills: the aim that sets the least confidence
     min_ap50: Share  # on scenes with validation pills, finds of any confidence
     min_recall: Share  # there, of the finds that are sure enough
     max_false_finds: Share  # of scenes without pills
+
+    @model_validator(mode="after")
+    def _scenes_to_learn_from(self) -> LocateParams:
+        if self.look_steps and not self.look_scenes:
+            raise ValueError("look_steps needs look_scenes to learn from; set both, or both to 0")
+        return self
 
 
 class PackageParams(_Section):

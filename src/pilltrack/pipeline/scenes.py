@@ -68,11 +68,13 @@ def compose(
     width_px: int,
     rng: np.random.Generator,
     n_pills: int | None = None,
+    crowd: int = 1,
 ) -> Scene:
     """Compose one scene of (height_px, width_px) from `cutouts`, each (h, w, 4) uint8 RGBA.
 
     `n_pills` is how many are put there, 0 to MAX_PILLS, drawn if None; fewer come out when there
-    is no room. Raises ValueError for more, or without cut-outs to draw from.
+    is no room. Of other things there are `crowd` times as many as usual. Raises ValueError for
+    more pills, or without cut-outs to draw from.
     """
     if n_pills is None:
         n_pills = _draw_count(rng)
@@ -86,7 +88,7 @@ def compose(
     light = draw_light(rng)
     scene, room = draw_backdrop(side, light, rng)
     pill_px = _draw_length(side, n_pills, rng)
-    add_clutter(scene, int(rng.choice([0, 1, 3, 6, 9])), pill_px, light, rng)
+    add_clutter(scene, crowd * int(rng.choice([0, 1, 3, 6, 9])), pill_px, light, rng)
     labels = np.zeros((side, side), np.uint8)
     heap = _Heap(scene, labels, room, window, light, rng)
     shortest = max(MIN_PILL_PX, MIN_SHARE * side)

@@ -67,7 +67,7 @@ READ_FILES: dict[str, tuple[str, ...]] = {
         "references.csv",
         "lookalikes.csv",
     ),
-    "locate": ("history.csv", "metrics.json", "locator.json"),
+    "locate": ("history.csv", "look_history.csv", "metrics.json", "locator.json"),
     "package": (),
     TRIAL: (),
 }

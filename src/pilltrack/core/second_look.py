@@ -1,0 +1,98 @@
+"""A find of the locator -> is it a pill after all: a closer look at every find, one by one.
+
+The locator sees a whole frame, a pill in it in a few cells. The second network sees one find with
+what lies around it, as large as all others, and says by how much the odds that it is a pill rise
+or fall. Both belong together: it was taught on what the first network finds.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pilltrack.core.errors import BundleRejected
+from pilltrack.core.litert import LiteRTModel
+from pilltrack.core.preprocess import square_around
+
+SIGNATURE = "look"  # of the network in the locator's file
+LEAST_LOOKED_AT = 0.1  # confidence of the first look; less sure finds are dropped unseen
+LOOK_SHARE = 0.6  # of the look's side that the find's length takes
+FIRST_WEIGHT = 2.0  # of the first network's log-odds beside the second's
+TRUST = 0.5  # share of what the second says that counts: it learned from composed scenes alone
+
+
+class SecondLook:
+    """The network under SIGNATURE in a locator's file: (1, S, S, 3) -> (1, 1), float32 or 8 bits.
+
+    Safe to share between threads: they take turns. Raises BundleRejected for another shape.
+    """
+
+    def __init__(self, model: Path, model_bytes: bytes, *, threads: int = 1) -> None:
+        self._model = LiteRTModel(
+            model, model_bytes, fits=_fits, refusal=_no_look, threads=threads, signature=SIGNATURE
+        )
+
+    def confidence(
+        self,
+        frame: NDArray[np.uint8],
+        box: tuple[int, int, int, int],
+        length_px: float,
+        first: float,
+    ) -> float:
+        """How sure (0 to 1) both looks together are of a find in a frame (H, W, 3).
+
+        `box` is (x, y, width, height) in its pixels, `length_px` the find's longer side, however
+        it is turned, `first` how sure the locator is of it.
+        """
+        looked_at = closer(frame, box, length_px / LOOK_SHARE, self._model.input_size_px)
+        return weighed(first, float(self._model.run(looked_at)[0]))
+
+
+def closer(
+    frame: NDArray[np.uint8], box: tuple[int, int, int, int], side_px: float, size_px: int
+) -> NDArray[np.uint8]:
+    """The square of `side_px` around a box's middle, (size_px, size_px, 3) uint8.
+
+    Beyond the frame's border it is black: what the border cuts shall look cut.
+    """
+    return square_around(frame, box, max(1, round(side_px)), size_px, cv2.BORDER_CONSTANT)
+
+
+def log_odds(confidence: float) -> float:
+    """The logarithm of the odds; those of 0 and 1 are taken for nearly so.
+
+    >>> log_odds(0.5)
+    0.0
+    """
+    certain = min(max(confidence, 1e-4), 1 - 1e-4)
+    return math.log(certain / (1 - certain))
+
+
+def weighed(first: float, second: float) -> float:
+    """A confidence (0 to 1) and the log-odds of the second look -> the confidence of both.
+
+    >>> weighed(0.5, 0.0), round(weighed(0.7, -1.0), 2)
+    (0.5, 0.77)
+    """
+    return 1 / (1 + math.exp(-FIRST_WEIGHT * log_odds(first) - TRUST * second))
+
+
+def _fits(shape_in: list[int], shape_out: list[int]) -> bool:
+    """True for the shapes (1, S, S, 3) and (1, 1)."""
+    match shape_in, shape_out:
+        case [1, side, width, 3], [1, 1]:
+            return side == width >= 1
+    return False
+
+
+def _no_look(model: Path, found: str) -> BundleRejected:
+    return BundleRejected(
+        str(model),
+        found=f"a signature {SIGNATURE} with {found}",
+        expected="one input (1, S, S, 3) and one output (1, 1)",
+        remedy="Take the locator.tflite that `pilltrack locate` writes.",
+    )

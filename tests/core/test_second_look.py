@@ -1,0 +1,95 @@
+"""A closer look at every find raises or lowers its confidence."""
+
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pilltrack.core.errors import BundleRejected
+from pilltrack.core.locate import MAX_CROP_PX, Found, Locator, crop, most_confident_first
+from pilltrack.core.second_look import FIRST_WEIGHT, TRUST, closer, log_odds, weighed
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+TWICE = GOLDEN / "looking_twice_locator.tflite"
+ONCE = GOLDEN / "whole_frame_locator.tflite"
+
+
+def plain(grey: int) -> np.ndarray:
+    return np.full((48, 48, 3), grey, np.uint8)
+
+
+def test_a_second_look_drops_what_the_first_one_found() -> None:
+    twice, once = (Locator(file, min_confidence=0.5) for file in (TWICE, ONCE))
+    assert [pill.box for pill in twice.locate(plain(250))] == [(0, 0, 48, 48)]
+    assert twice.locate(plain(5)) == []
+    assert [pill.box for pill in once.locate(plain(5))] == [(0, 0, 48, 48)]
+
+
+def test_the_confidence_is_that_of_both_looks() -> None:
+    twice = Locator(TWICE, min_confidence=0.5)
+    (first,) = twice.first_look(plain(144), 0.1)
+    (both,) = twice.find(plain(144), 0.0)
+    surrounded = closer(plain(144), first.box, first.length_px / 0.6, 32).mean() / 8 - 16
+    assert both.confidence == pytest.approx(weighed(first.confidence, surrounded), abs=1e-3)
+    assert both.confidence < first.confidence  # black beyond the border
+
+
+def test_finds_come_most_confident_first() -> None:
+    def found(x: int, confidence: float) -> Found:
+        return Found((x, 0, 4, 4), np.ones((4, 4), bool), confidence)
+
+    ordered = most_confident_first([found(9, 0.4), found(5, 0.8), found(1, 0.4)])
+    assert [pill.box[0] for pill in ordered] == [5, 1, 9]
+
+
+def test_a_find_of_less_than_the_least_confidence_is_none() -> None:
+    twice = Locator(TWICE, min_confidence=0.5)
+    confidences = [twice.find(plain(grey), 0.0)[0].confidence for grey in (150, 180, 210, 240)]
+    assert confidences == sorted(confidences)
+    assert twice.find(plain(150), confidences[0] + 0.01) == []
+
+
+def test_no_opinion_leaves_the_order_as_it_was_and_even_odds_even() -> None:
+    firsts = np.linspace(0, 1, 30)
+    confidences = [weighed(first, 0.0) for first in firsts]
+    assert confidences == sorted(confidences)
+    assert weighed(0.5, 0.0) == 0.5
+    assert log_odds(weighed(0.3, 1.5)) == pytest.approx(FIRST_WEIGHT * log_odds(0.3) + TRUST * 1.5)
+
+
+@pytest.mark.parametrize(("first", "second"), [(0.0, -40.0), (1.0, 40.0), (0.0, 40.0), (1.0, -9.0)])
+def test_a_confidence_is_never_beyond_0_and_1(first: float, second: float) -> None:
+    assert 0 <= weighed(first, second) <= 1
+
+
+def test_a_closer_look_is_square_and_black_beyond_the_frame() -> None:
+    frame = np.full((40, 60, 3), 200, np.uint8)
+    look = closer(frame, (50, 10, 10, 10), 40, 32)  # 15 of 40 pixels lie beyond its right side
+    assert look.shape == (32, 32, 3)
+    assert look[16, 2].tolist() == [200, 200, 200]
+    assert look[16, -2].tolist() == [0, 0, 0]
+    assert (look > 100).mean() == pytest.approx((25 / 40) * (35 / 40), abs=0.03)
+
+
+def test_a_closer_look_at_a_find_of_no_size_is_still_one() -> None:
+    frame = np.full((8, 8, 3), 200, np.uint8)
+    assert closer(frame, (3, 3, 1, 1), 0.2, 16).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("shape", [(1, 5000), (5700, 87), (10, 100_000), (1, 12_000_000)])
+def test_a_find_as_long_as_a_thin_frame_takes_little_memory(shape: tuple[int, int]) -> None:
+    frame = np.full((*shape, 3), 250, np.uint8)
+    tracemalloc.start()
+    twice = Locator(TWICE, min_confidence=0.01)
+    (found,) = twice.locate(frame)
+    cut = crop(frame, found)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert max(cut.shape) <= MAX_CROP_PX
+    assert peak < 4 * frame.nbytes + 20e6
+
+
+def test_a_second_look_of_another_shape_is_refused_by_name() -> None:
+    with pytest.raises(BundleRejected, match=r"bad_look_locator.*signature look.*\[1, 2\]"):
+        Locator(GOLDEN / "bad_look_locator.tflite", min_confidence=0.5)
