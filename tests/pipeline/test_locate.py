@@ -12,7 +12,7 @@ import pilltrack
 from pilltrack.core.bundle import read_bundle
 from pilltrack.core.errors import GateFailed, StageFailed
 from pilltrack.core.identify import STARTER_BUNDLE
-from pilltrack.core.locate import STRIDE, Locator, find_pills
+from pilltrack.core.locate import STRIDE, Found, Locator, find_pills
 from pilltrack.pipeline.capture import Photo
 from pilltrack.pipeline.detections import average_precision, boxes_of, score_frame, summary
 from pilltrack.pipeline.locate import (
@@ -20,7 +20,6 @@ from pilltrack.pipeline.locate import (
     CONFIDENCES,
     STARTER,
     TwoLooks,
-    _most_exact,
     _Scenes,
     check,
     choose_confidence,
@@ -230,42 +229,23 @@ def test_no_steps_take_the_weights_as_they_are(
     assert written == (tmp_path / "start.safetensors").read_bytes()
 
 
-def test_the_confidence_is_the_one_that_counts_best(cutouts: list[Photo]) -> None:
-    class Sure(Locator):
-        """Finds every pill, and in each frame a ghost that is less sure than any of them."""
+@pytest.mark.parametrize(
+    ("aim", "chosen"), [(1.0, CONFIDENCES[0]), (0.5, 0.375), (0.25, 0.625), (0.0, CONFIDENCES[-1])]
+)
+def test_the_confidence_is_the_least_that_keeps_the_aim(aim: float, chosen: float) -> None:
+    class Ghosts(Locator):
+        """Finds a ghost in three of four scenes, each time surer of it."""
 
         def __init__(self) -> None:
-            self.least = 1.0  # of a pill
-            self._second = None
-            full = (scene_of(cutouts, 96, (3, 2, n)) for n in range(20))
-            with_pills = [scene for scene in full if len(scene.boxes)][:2]
-            empty = [scene_of(cutouts, 96, (3, 3, n), 0) for n in range(2)]
-            self.scenes = iter(with_pills + empty)
+            self.sure = iter([0.0, 0.36, 0.61, 0.99])
 
-        def maps(self, frame: np.ndarray) -> np.ndarray:
-            scene = next(self.scenes)
-            assert (scene.frame == frame).all()
-            _, maps, _ = example(scene, 96)
-            pills = find_pills(maps, 96, 96, 0.1)
-            self.least = min([self.least, *(pill.confidence for pill in pills)])
-            maps[0, 0] = (0.18, 1, 0.1, 0.1, 0.1, 0.1)
-            (ghost,) = [p for p in find_pills(maps, 96, 96, 0.1) if max(p.box) < 4]
-            assert 0.4 < ghost.confidence < 0.45
-            return maps
+        def find(self, frame: np.ndarray, min_confidence: float) -> list[Found]:
+            confidence = next(self.sure)
+            ghost = Found((0, 0, 1, 1), np.ones((1, 1), bool), confidence)
+            return [ghost] if confidence >= min_confidence else []
 
-    locator = Sure()
-    chosen = choose_confidence(locator, cutouts, SETTINGS)
-    assert chosen == max(least for least in CONFIDENCES if least <= locator.least)
-    assert chosen >= 0.45
-
-
-def test_the_confidence_keeps_the_aim_for_scenes_without_pills() -> None:
-    with_pills, without = np.zeros((2, len(CONFIDENCES)), np.int64)
-    with_pills[2], with_pills[6] = 80, 60  # exact, of 100
-    without[:6], without[6:] = 90, 97
-    assert _most_exact(with_pills, without, 100, 0.10) == CONFIDENCES[2]
-    assert _most_exact(with_pills, without, 100, 0.05) == CONFIDENCES[6]
-    assert _most_exact(with_pills, without, 100, 0.01) == CONFIDENCES[-1]
+    settings = SETTINGS.model_copy(update={"false_finds": aim, "validation_scenes": 4})
+    assert choose_confidence(Ghosts(), settings) == chosen
 
 
 def test_a_locator_that_finds_nothing_fails_the_gate() -> None:
