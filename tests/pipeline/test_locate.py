@@ -21,6 +21,7 @@ from pilltrack.pipeline.locate import (
     STARTER,
     TwoLooks,
     _Scenes,
+    calibration_images,
     check,
     choose_confidence,
     export_locator,
@@ -166,7 +167,7 @@ def test_exported_locator_answers_like_the_network_and_survives_any_frame(
 ) -> None:
     nets, model = TwoLooks().eval(), tmp_path / "locator.tflite"
     load_locator(nets, STARTER)
-    export_locator(nets, cutouts, SETTINGS, model)
+    export_locator(nets, calibration_images(nets.first, cutouts, SETTINGS), model)
     assert model.stat().st_size < 2_000_000
     locator = Locator(model, min_confidence=0.3)
     scene = scene_of(cutouts, 96, (9, 9), 4)

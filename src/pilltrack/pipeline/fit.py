@@ -144,19 +144,12 @@ def fit(
         batch = _on_device(batch, process, settings.views_per_photo)
         with _autocast(settings, process), fast_depthwise(process.device):
             loss = loss_of_batch(trained, batch)
-        if not math.isfinite(loss.item()):
-            raise StageFailed(
-                f"{title}, step {done + 1}",
-                found=f"loss {loss.item()}",
-                expected="a finite loss",
-                remedy="Lower `learning_rate` in params.yaml.",
-            )
+        losses.append(must_be_finite(loss, f"{title}, step {done + 1}"))
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         done += 1
-        losses.append(loss.item())
-        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+        bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
         if done in ends:
             row = (ends[done], done, sum(losses) / len(losses), rate)
             history.append(dict(zip(COLUMNS, row, strict=True)))
@@ -188,6 +181,19 @@ def learning_rate(step: int, steps: int, highest: float, warmup_share: float) ->
         return highest * (step + 1) / warmup
     progress = (step - warmup) / max(steps - warmup, 1)
     return highest * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def must_be_finite(loss: torch.Tensor, step: str, setting: str = "learning_rate") -> float:
+    """The value of a step's loss; `setting` is its rate's. Raises StageFailed: it is not finite."""
+    value = loss.item()
+    if not math.isfinite(value):
+        raise StageFailed(
+            step,
+            found=f"loss {value}",
+            expected="a finite loss",
+            remedy=f"Lower `{setting}` in params.yaml.",
+        )
+    return value
 
 
 def resume(

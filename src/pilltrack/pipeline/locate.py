@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import shutil
 import tempfile
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +35,9 @@ from pilltrack.pipeline.capture import Photo
 from pilltrack.pipeline.data import one_thread
 from pilltrack.pipeline.depthwise import fast_depthwise
 from pilltrack.pipeline.detections import score_locator, summary
+from pilltrack.pipeline.developed import developed
 from pilltrack.pipeline.export import Part, export_litert, float_depthwise, whole_int8
-from pilltrack.pipeline.fit import identity_of, learning_rate, resume, save
+from pilltrack.pipeline.fit import identity_of
 from pilltrack.pipeline.locator_data import (
     Example,
     cut_outs,
@@ -58,6 +58,7 @@ from pilltrack.pipeline.second_look import (
     gather,
     train_second_look,
 )
+from pilltrack.pipeline.steps import COLUMNS, Steps
 from pilltrack.pipeline.table import load_images, write_csv
 
 log = logging.getLogger(__name__)
@@ -68,10 +69,9 @@ OUTPUTS = (
 )  # fmt: skip
 HELD_OUT_RENDERED = 50  # pills beside the validation pills, whose photos may not be cut out
 HELD_OUT_SEED = 1_000_003  # after the run's: no seed of a data set
+FIRST_SIGNATURE = "locate"  # of the first network in the file
 CLUTTER_EVERY = 4  # scenes one without pills, beside those that have none by chance
 CONFIDENCES = tuple(round(0.1 + 0.025 * n, 3) for n in range(36))  # 0.1 to 0.975
-COLUMNS = ("step", "loss", "learning_rate")
-HISTORY_STEPS = 50  # in a row of the history
 
 
 def main(params: Params, artifacts: Path) -> None:
@@ -100,17 +100,19 @@ def main(params: Params, artifacts: Path) -> None:
     history, look_history = train(nets.first, cutouts, settings, checkpoint, identity), []
     with tempfile.TemporaryDirectory() as directory:
         model = Path(directory) / "locator.tflite"
+        seen = calibration_images(nets.first, cutouts, settings)
         if settings.look_steps:
-            export_locator(nets, cutouts, settings, model)
+            export_locator(nets, seen, model)
             finds = gather(model, cutouts, settings, kept, identity)
             look_history = train_second_look(nets.second, finds, settings, of_look, identity)
-        export_locator(nets, cutouts, settings, model)
+        export_locator(nets, seen, model)
         least = choose_confidence(Locator(model, min_confidence=0.5), settings)
         metrics = check(Locator(model, min_confidence=least), held_out, settings)
         metrics |= {"min_confidence": least, "int8_bytes": model.stat().st_size}
         text = json.dumps(metrics, indent=1, sort_keys=True)
         write_atomically(out / "metrics.json", text.encode())
         log.info("locator: %s", metrics)
+        shutil.rmtree(kept, ignore_errors=True)  # large, and of no use to other settings
         gate(metrics, settings)
         for name, rows_of in (("history.csv", history), ("look_history.csv", look_history)):
             write_csv(out / name, COLUMNS, [[row[c] for c in COLUMNS] for row in rows_of])
@@ -118,7 +120,6 @@ def main(params: Params, artifacts: Path) -> None:
         card = LocatorCard(min_confidence=least)
         write_atomically(out / "locator.json", card.model_dump_json().encode())
         write_atomically(out / model.name, model.read_bytes())
-    shutil.rmtree(kept, ignore_errors=True)
     for left_over in (checkpoint, of_look):
         left_over.unlink(missing_ok=True)
 
@@ -139,7 +140,7 @@ def train(
     checkpoint: Path,
     identity: str,
 ) -> list[dict[str, float]]:
-    """Train `net` in place and return the history, a row for every HISTORY_STEPS.
+    """Train `net` in place and return the history, a row for every ROW_STEPS.
 
     Goes on from `checkpoint` when that belongs to the same `identity`. Raises StageFailed when
     there are no cut-outs, or the loss is not finite.
@@ -156,48 +157,24 @@ def train(
     optimiser = torch.optim.AdamW(
         net.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
-    done, history, losses = resume(checkpoint, identity, net, optimiser, device)
-    saved_s = time.monotonic()
-    batches = _batches(cutouts, settings, done)
-    bar = tqdm(batches, total=settings.steps, initial=done, desc="locate", disable=None)
+    steps = Steps("locate", net, optimiser, settings.steps, settings, checkpoint, identity)
+    batches = _batches(cutouts, settings, steps.done)
     net.train()
-    for scenes in bar:
-        torch.manual_seed(settings.seed + HELD_OUT_SEED + done)  # of the views
+    for scenes in tqdm(
+        batches, total=settings.steps, initial=steps.done, desc="locate", disable=None
+    ):
+        steps.begin()
+        torch.manual_seed(settings.seed + HELD_OUT_SEED + steps.done)  # of the views
         images, maps, weights = (values.to(device) for values in scenes)
         images, maps, weights = several_scenes(images, maps, weights, settings.views_per_scene)
-        rate = learning_rate(done, settings.steps, settings.learning_rate, settings.warmup_share)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
         with (
             torch.autocast(device.type, torch.bfloat16, enabled=_bf16(settings, device)),
             fast_depthwise(device),
         ):
             logits = net.logits(images)
-        loss = locator_loss(logits, maps, weights)
-        if not math.isfinite(loss.item()):
-            raise StageFailed(
-                f"locate, step {done + 1}",
-                found=f"loss {loss.item()}",
-                expected="a finite loss",
-                remedy="Lower `learning_rate` in params.yaml.",
-            )
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 10.0)
-        optimiser.step()
-        done += 1
-        losses.append(loss.item())
-        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-        if done % HISTORY_STEPS == 0 or done == settings.steps:
-            row = (done, sum(losses) / len(losses), rate)
-            history.append(dict(zip(COLUMNS, row, strict=True)))
-            log.debug("locate: step %d, loss %.4f", *row[:2])
-            losses = []
-        if done == settings.steps or time.monotonic() - saved_s > settings.checkpoint_every_s:
-            save(checkpoint, identity, net, optimiser, done, history, losses)
-            saved_s = time.monotonic()
+        steps.end(locator_loss(logits, maps, weights), longest_gradient=10.0)
     net.cpu().eval()
-    return history
+    return steps.history
 
 
 def save_locator(nets: TwoLooks, path: Path) -> None:
@@ -234,14 +211,13 @@ def load_locator(nets: TwoLooks, path: Path) -> None:
         ) from error
 
 
-def export_locator(
-    nets: TwoLooks, cutouts: Sequence[Photo], settings: LocateParams, path: Path
-) -> None:
-    """Write both networks as one int8 `.tflite`; depthwise layers of the second are in fp32.
+def calibration_images(
+    first: LocatorNet, cutouts: Sequence[Photo], settings: LocateParams
+) -> dict[str, NDArray[np.uint8]]:
+    """What activation ranges come from, (N, S, S, 3) for the signature of each network.
 
-    Activation ranges come from `calibration_scenes` scenes, of the second network from what the
-    first finds there and in as many scenes crowded with clutter; and from a black and a white
-    image.
+    For the first these are `calibration_scenes` scenes, for the second what the first finds there
+    and in as many scenes crowded with clutter.
     """
     size = settings.input_size_px
     frames: list[NDArray[np.uint8]] = []
@@ -252,11 +228,19 @@ def export_locator(
         frames.append(to_model_input(scene.frame, size))
         seed = (settings.seed, _STREAMS.index("calibration, crowd"), number)
         for shown in (scene, scene_of([], size, seed, 0, CROWDED)):
-            looks += _looks(nets.first, shown.frame, size)
-    seen = np.array(looks, np.uint8).reshape(-1, LOOK_PX, LOOK_PX, 3)
+            looks += _looks(first, shown.frame, size)
+    of_second = np.array(looks, np.uint8).reshape(-1, LOOK_PX, LOOK_PX, 3)
+    return {FIRST_SIGNATURE: np.stack(frames), SIGNATURE: of_second}
+
+
+def export_locator(nets: TwoLooks, seen: Mapping[str, NDArray[np.uint8]], path: Path) -> None:
+    """Write both networks as one int8 `.tflite`; depthwise layers of the second are in fp32.
+
+    `seen` is what `calibration_images` returns; a black and a white image are added.
+    """
     parts = {
-        "locate": Part(nets.first, size, np.stack(frames)),
-        SIGNATURE: Part(nets.second, LOOK_PX, seen),
+        FIRST_SIGNATURE: Part(nets.first, seen[FIRST_SIGNATURE].shape[1], seen[FIRST_SIGNATURE]),
+        SIGNATURE: Part(nets.second, LOOK_PX, seen[SIGNATURE]),
     }
     export_litert(parts, _recipe, path)
 
@@ -341,11 +325,12 @@ class _Scenes(torch.utils.data.Dataset[Example]):
         seed = (self.settings.seed, _STREAMS.index("train"), number)
         n_pills = None if number % CLUTTER_EVERY else 0
         scene = scene_of(self.cutouts, self.settings.input_size_px, seed, n_pills)
-        return example(scene, self.settings.input_size_px)
+        frame = developed(scene.frame, np.random.default_rng((*seed, 1)))
+        return example(replace(scene, frame=frame), self.settings.input_size_px)
 
 
-_STREAMS = (
-    "train", "calibration", "choice", "choice, clutter", "check", "check, clutter",
+_STREAMS = (  # a seed holds the place of its stream, so none may move: one is not drawn any more
+    "train", "calibration", "", "choice, clutter", "check", "check, clutter",
     "calibration, crowd",
 )  # fmt: skip
 
@@ -354,7 +339,7 @@ def _scenes(
     cutouts: Sequence[Photo], settings: LocateParams, stream: str, count: int
 ) -> Iterator[Scene]:
     n_pills = 0 if stream.endswith("clutter") else None
-    with_pills = stream in ("choice", "check")
+    with_pills = stream == "check"
     number = found = 0
     while found < count:
         seed = (settings.seed, _STREAMS.index(stream), number)

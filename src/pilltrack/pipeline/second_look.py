@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,10 +37,10 @@ from pilltrack.core.second_look import (
 from pilltrack.core.tensors import write_tensors
 from pilltrack.pipeline.capture import Photo
 from pilltrack.pipeline.data import one_thread
-from pilltrack.pipeline.fit import learning_rate, resume, save
 from pilltrack.pipeline.locator_data import scene_of
 from pilltrack.pipeline.models import STARTER, load_network, place
 from pilltrack.pipeline.params import LocateParams
+from pilltrack.pipeline.steps import Steps
 from pilltrack.pipeline.torchvision_import import ensure_torchvision
 
 log = logging.getLogger(__name__)
@@ -51,8 +50,6 @@ CROWDED = 4  # times as many things as in other scenes, in every second scene
 STREAM = 99  # of the scenes' seeds: none that the locator is taught or measured on
 FRAME_PX = (400, 480, 640, 800)  # a frame's longer side
 SHARD = 500  # scenes whose finds are in one file
-HISTORY_STEPS = 50  # in a row of the history
-COLUMNS = ("step", "loss", "learning_rate")
 _LAYERS, _FROZEN = 5, 4  # blocks of the MobileNetV2: all, and those that keep their weights
 _WIDTH, _JOINED = 96, 192
 _KEPT_PX, _KEPT_SHARE = 96, 0.4  # a crop as kept: room to turn it and to move the window
@@ -146,7 +143,7 @@ def gather(
 def train_second_look(
     net: SecondLookNet, finds: Finds, settings: LocateParams, checkpoint: Path, identity: str
 ) -> list[dict[str, float]]:
-    """Train `net` in place and return the history, a row for every HISTORY_STEPS.
+    """Train `net` in place and return the history, a row for every ROW_STEPS.
 
     Half of a batch are pills, the unsure ones more often, half are none, the sure ones more
     often. Goes on from `checkpoint` when that belongs to the same `identity`. Raises StageFailed
@@ -163,54 +160,34 @@ def train_second_look(
     place(net, device)
     new = [*net.joint.parameters(), *net.head.parameters()]
     old = [parameter for parameter in net.body.parameters() if parameter.requires_grad]
-    shares = [1.0, 0.3 if net.frozen else 1.0]
+    groups: list[dict[str, Any]] = [
+        {"params": new},
+        {"params": old, "share": 0.3 if net.frozen else 1.0},
+    ]
     optimiser = torch.optim.AdamW(
-        [{"params": new}, {"params": old}],
-        lr=settings.look_learning_rate,
-        weight_decay=settings.weight_decay,
+        groups, lr=settings.look_learning_rate, weight_decay=settings.weight_decay
     )
-    done, history, losses = resume(checkpoint, identity, net, optimiser, device)
-    saved_s = time.monotonic()
+    steps = Steps(
+        "locate, second look", net, optimiser, settings.look_steps, settings, checkpoint, identity,
+        rate="look_learning_rate",
+    )  # fmt: skip
     net.train()
     batches = torch.utils.data.DataLoader(
-        _Batches(finds, settings, done),
+        _Batches(finds, settings, steps.done),
         batch_size=None,
         num_workers=settings.workers,
         worker_init_fn=one_thread,
     )
     for images, right, first in tqdm(
-        batches, initial=done, total=settings.look_steps, desc="second look", disable=None
+        batches, initial=steps.done, total=settings.look_steps, desc="second look", disable=None
     ):
-        torch.manual_seed(settings.seed + done)  # of the dropout
-        rate = learning_rate(
-            done, settings.look_steps, settings.look_learning_rate, settings.warmup_share
-        )
-        for group, share in zip(optimiser.param_groups, shares, strict=True):
-            group["lr"] = share * rate
+        steps.begin()
+        torch.manual_seed(settings.seed + steps.done)  # of the dropout
         logits = net(images.to(device).float())[:, 0] + FIRST_WEIGHT * first.to(device)
         wanted = 0.02 + 0.96 * right.to(device).float()
-        loss = functional.binary_cross_entropy_with_logits(logits, wanted)
-        if not math.isfinite(loss.item()):
-            raise StageFailed(
-                f"locate, second look, step {done + 1}",
-                found=f"loss {loss.item()}",
-                expected="a finite loss",
-                remedy="Lower `look_learning_rate` in params.yaml.",
-            )
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        done += 1
-        losses.append(loss.item())
-        if done % HISTORY_STEPS == 0 or done == settings.look_steps:
-            row = (done, sum(losses) / len(losses), rate)
-            history.append(dict(zip(COLUMNS, row, strict=True)))
-            losses = []
-        if done == settings.look_steps or time.monotonic() - saved_s > settings.checkpoint_every_s:
-            save(checkpoint, identity, net, optimiser, done, history, losses)
-            saved_s = time.monotonic()
+        steps.end(functional.binary_cross_entropy_with_logits(logits, wanted))
     net.cpu().eval()
-    return history
+    return steps.history
 
 
 def _found(
