@@ -8,7 +8,15 @@ import pytest
 
 from pilltrack.core.errors import BundleRejected
 from pilltrack.core.locate import MAX_CROP_PX, Found, Locator, crop, most_confident_first
-from pilltrack.core.second_look import FIRST_WEIGHT, TRUST, closer, log_odds, weighed
+from pilltrack.core.second_look import (
+    CUT,
+    FIRST_WEIGHT,
+    TRUST,
+    closer,
+    cut_off,
+    log_odds,
+    weighed,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TWICE = GOLDEN / "looking_twice_locator.tflite"
@@ -31,7 +39,8 @@ def test_the_confidence_is_that_of_both_looks() -> None:
     (first,) = twice.first_look(plain(144), 0.1)
     (both,) = twice.find(plain(144), 0.0)
     surrounded = closer(plain(144), first.box, first.length_px / 0.6, 32).mean() / 8 - 16
-    assert both.confidence == pytest.approx(weighed(first.confidence, surrounded), abs=1e-3)
+    wanted = weighed(first.confidence, surrounded, cut=1.0)
+    assert both.confidence == pytest.approx(wanted, abs=1e-3)
     assert both.confidence < first.confidence  # black beyond the border
 
 
@@ -56,6 +65,25 @@ def test_no_opinion_leaves_the_order_as_it_was_and_even_odds_even() -> None:
     assert confidences == sorted(confidences)
     assert weighed(0.5, 0.0) == 0.5
     assert log_odds(weighed(0.3, 1.5)) == pytest.approx(FIRST_WEIGHT * log_odds(0.3) + TRUST * 1.5)
+
+
+@pytest.mark.parametrize(
+    ("box", "cut"),
+    [
+        ((0, 40, 10, 10), 1.0),
+        ((40, 0, 10, 10), 1.0),
+        ((190, 40, 10, 10), 1.0),
+        ((40, 90, 10, 10), 1.0),
+        ((0, 0, 200, 100), 1.0),
+        ((3, 40, 10, 10), 0.25),
+        ((40, 88, 10, 10), 0.5),
+        ((4, 4, 192, 92), 0.0),
+    ],
+)
+def test_a_find_at_the_border_is_held_less_sure(box: tuple[int, int, int, int], cut: float) -> None:
+    assert cut_off(box, 100, 200) == pytest.approx(cut)
+    taken_off = log_odds(weighed(0.6, 0.4)) - log_odds(weighed(0.6, 0.4, cut))
+    assert taken_off == pytest.approx(CUT * cut)
 
 
 @pytest.mark.parametrize(("first", "second"), [(0.0, -40.0), (1.0, 40.0), (0.0, 40.0), (1.0, -9.0)])

@@ -23,6 +23,8 @@ LEAST_LOOKED_AT = 0.1  # confidence of the first look; less sure finds are dropp
 LOOK_SHARE = 0.6  # of the look's side that the find's length takes
 FIRST_WEIGHT = 2.0  # of the first network's log-odds beside the second's
 TRUST = 0.5  # share of what the second says that counts: it learned from composed scenes alone
+CUT = 1.5  # log-odds less for a find at the frame's border: the end of a pen, cut off, is a pill's
+CUT_WITHIN = 0.02  # of the frame's longer side, from the border, where less and less is taken off
 
 
 class SecondLook:
@@ -49,7 +51,8 @@ class SecondLook:
         it is turned, `first` how sure the locator is of it.
         """
         looked_at = closer(frame, box, length_px / LOOK_SHARE, self._model.input_size_px)
-        return weighed(first, float(self._model.run(looked_at)[0]))
+        cut = cut_off(box, *frame.shape[:2])
+        return weighed(first, float(self._model.run(looked_at)[0]), cut)
 
 
 def closer(
@@ -62,6 +65,19 @@ def closer(
     return square_around(frame, box, max(1, round(side_px)), size_px, cv2.BORDER_CONSTANT)
 
 
+def cut_off(box: tuple[int, int, int, int], height_px: int, width_px: int) -> float:
+    """How close a box (x, y, width, height) is to its frame's border.
+
+    1 for one that touches it, so something may lie beyond; falls to 0 at CUT_WITHIN.
+
+    >>> cut_off((0, 30, 9, 9), 100, 100), cut_off((30, 90, 9, 9), 100, 100)
+    (1.0, 0.5)
+    """
+    x, y, width, height = box
+    gap_px = min(x, y, width_px - x - width, height_px - y - height)
+    return min(max(1 - gap_px / (CUT_WITHIN * max(height_px, width_px)), 0.0), 1.0)
+
+
 def log_odds(confidence: float) -> float:
     """The logarithm of the odds; those of 0 and 1 are taken for nearly so.
 
@@ -72,13 +88,15 @@ def log_odds(confidence: float) -> float:
     return math.log(certain / (1 - certain))
 
 
-def weighed(first: float, second: float) -> float:
+def weighed(first: float, second: float, cut: float = 0.0) -> float:
     """A confidence (0 to 1) and the log-odds of the second look -> the confidence of both.
 
-    >>> weighed(0.5, 0.0), round(weighed(0.7, -1.0), 2)
-    (0.5, 0.77)
+    `cut` (0 to 1) is what `cut_off` says of the find.
+
+    >>> weighed(0.5, 0.0), round(weighed(0.7, -1.0), 2), round(weighed(0.7, -1.0, cut=1.0), 2)
+    (0.5, 0.77, 0.42)
     """
-    return 1 / (1 + math.exp(-FIRST_WEIGHT * log_odds(first) - TRUST * second))
+    return 1 / (1 + math.exp(-FIRST_WEIGHT * log_odds(first) - TRUST * second + CUT * cut))
 
 
 def _fits(shape_in: list[int], shape_out: list[int]) -> bool:
