@@ -41,7 +41,16 @@ def test_the_confidence_is_that_of_both_looks() -> None:
     surrounded = closer(plain(144), first.box, first.length_px / 0.6, 32).mean() / 8 - 16
     wanted = weighed(first.confidence, surrounded, cut=1.0)
     assert both.confidence == pytest.approx(wanted, abs=1e-3)
-    assert both.confidence < first.confidence  # black beyond the border
+    assert both.confidence < first.confidence  # black beyond the border, and cut off
+
+
+def test_a_find_clear_of_every_border_is_not_held_cut_off() -> None:
+    twice, frame = Locator(TWICE, min_confidence=0.5), np.full((100, 200, 3), 250, np.uint8)
+    assert twice._second
+    clear, cut = (twice._second.confidence(frame, (x, 40, 10, 10), 10, 0.6) for x in (150, 190))
+    assert log_odds(clear) - log_odds(cut) >= CUT  # the other sees black beyond the border, too
+    same = weighed(0.6, closer(frame, (150, 40, 10, 10), 10 / 0.6, 32).mean() / 8 - 16)
+    assert clear == pytest.approx(same, abs=1e-3)
 
 
 def test_finds_come_most_confident_first() -> None:

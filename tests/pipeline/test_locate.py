@@ -21,6 +21,7 @@ from pilltrack.pipeline.locate import (
     STARTER,
     TwoLooks,
     _Scenes,
+    _scenes,
     calibration_images,
     check,
     choose_confidence,
@@ -34,6 +35,7 @@ from pilltrack.pipeline.locate import (
 from pilltrack.pipeline.locator_data import example, rendered_cut_outs, scene_of
 from pilltrack.pipeline.locator_net import LocatorNet, locator_loss, targets_of
 from pilltrack.pipeline.params import LocateParams, Params
+from pilltrack.pipeline.second_look import Finds
 from pilltrack.pipeline.starter import renew
 
 STUDENT = Path(pilltrack.__file__).parent / "starter" / "student.safetensors"
@@ -62,6 +64,19 @@ SETTINGS = LocateParams(
     min_recall=0.0,
     max_false_finds=1.0,
 )
+
+
+@pytest.fixture
+def found_both_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first look found a pill and something else: so untrained a net finds nothing right."""
+
+    def gather(model: Path, cutouts: object, settings: object, kept: Path, identity: str) -> Finds:
+        assert model.is_file()
+        kept.mkdir(parents=True)
+        (kept / "0000000.safetensors").touch()
+        return Finds(np.zeros((2, 96, 96, 3), np.uint8), np.arange(2) == 0, np.zeros(2, np.float32))
+
+    monkeypatch.setattr("pilltrack.pipeline.locate.gather", gather)
 
 
 @pytest.fixture(scope="module")
@@ -192,9 +207,9 @@ def test_exported_locator_answers_like_the_network_and_survives_any_frame(
     assert 0 <= metrics["ap50"] <= 1
 
 
+@pytest.mark.usefixtures("found_both_kinds")
 def test_stage_writes_model_history_and_metrics(tiny_artifacts: Path, tiny_params: Params) -> None:
-    settings = SETTINGS.model_copy(update={"weights": "starter"})  # one that finds something
-    main(tiny_params.model_copy(update={"locate": settings}), tiny_artifacts)
+    main(tiny_params.model_copy(update={"locate": SETTINGS}), tiny_artifacts)
     out = tiny_artifacts / "locate"
     assert json.loads((out / "locator.json").read_text())["min_confidence"] in CONFIDENCES
     assert (
@@ -205,6 +220,31 @@ def test_stage_writes_model_history_and_metrics(tiny_artifacts: Path, tiny_param
     assert (out / "history.csv").read_text().splitlines()[-1].startswith("4,")
     assert (out / "look_history.csv").read_text().splitlines()[-1].startswith("2,")
     assert not list((tiny_artifacts / ".checkpoints").glob("locate*"))
+
+
+@pytest.mark.usefixtures("found_both_kinds")
+def test_a_gate_that_fails_leaves_no_model_and_no_finds(
+    tiny_artifacts: Path, tiny_params: Params
+) -> None:
+    settings = SETTINGS.model_copy(update={"min_ap50": 1.0})
+    with pytest.raises(GateFailed):
+        main(tiny_params.model_copy(update={"locate": settings}), tiny_artifacts)
+    assert not (tiny_artifacts / ".checkpoints" / "locate_finds").exists()
+    assert sorted(file.name for file in (tiny_artifacts / "locate").iterdir()) == ["metrics.json"]
+
+
+def test_scenes_are_developed_to_train_the_first_look_alone(cutouts: list[Photo]) -> None:
+    shown = _Scenes(cutouts, SETTINGS)
+    differ = 0
+    for number in range(12):
+        seed = (SETTINGS.seed, 0, number)
+        scene = scene_of(cutouts, 96, seed, None if number % 4 else 0)
+        pixels, maps, _ = example(scene, 96)
+        assert np.array_equal(shown[number][1], maps)
+        differ += not np.array_equal(shown[number][0], pixels)
+    assert differ >= 6
+    (checked,) = _scenes(cutouts, SETTINGS, "check, clutter", 1)
+    assert np.array_equal(checked.frame, scene_of(cutouts, 96, (SETTINGS.seed, 5, 0), 0).frame)
 
 
 def test_saved_weights_come_back_and_others_are_refused(tmp_path: Path) -> None:

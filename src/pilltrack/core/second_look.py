@@ -2,7 +2,7 @@
 
 The locator sees a whole frame, a pill in it in a few cells. The second network sees one find with
 what lies around it, as large as all others, and says by how much the odds that it is a pill rise
-or fall. Both belong together: it was taught on what the first network finds.
+or fall. Both belong together: it is taught on what a first network finds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LEAST_LOOKED_AT = 0.1  # confidence of the first look; less sure finds are dropp
 LOOK_SHARE = 0.6  # of the look's side that the find's length takes
 FIRST_WEIGHT = 2.0  # of the first network's log-odds beside the second's
 TRUST = 0.5  # share of what the second says that counts: it learned from composed scenes alone
-CUT = 1.5  # log-odds less for a find at the frame's border: the end of a pen, cut off, is a pill's
+CUT = 1.5  # log-odds less for a find at the frame's border: a pen cut off there ends like a pill
 CUT_WITHIN = 0.02  # of the frame's longer side, from the border, where less and less is taken off
 
 
@@ -68,7 +68,7 @@ def closer(
 def cut_off(box: tuple[int, int, int, int], height_px: int, width_px: int) -> float:
     """How close a box (x, y, width, height) is to its frame's border.
 
-    1 for one that touches it, so something may lie beyond; falls to 0 at CUT_WITHIN.
+    1 for one that touches it, so more of it may lie beyond; falls to 0 at CUT_WITHIN.
 
     >>> cut_off((0, 30, 9, 9), 100, 100), cut_off((30, 90, 9, 9), 100, 100)
     (1.0, 0.5)

@@ -22,7 +22,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -183,12 +183,15 @@ def learning_rate(step: int, steps: int, highest: float, warmup_share: float) ->
     return highest * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def must_be_finite(loss: torch.Tensor, step: str, setting: str = "learning_rate") -> float:
-    """The value of a step's loss; `setting` is its rate's. Raises StageFailed: it is not finite."""
+def must_be_finite(loss: torch.Tensor, where: str, setting: str = "learning_rate") -> float:
+    """The value of a step's loss; `where` names the step, `setting` is its learning rate's.
+
+    Raises StageFailed when it is not finite.
+    """
     value = loss.item()
     if not math.isfinite(value):
         raise StageFailed(
-            step,
+            where,
             found=f"loss {value}",
             expected="a finite loss",
             remedy=f"Lower `{setting}` in params.yaml.",
@@ -268,9 +271,11 @@ def identity_of(settings: Iterable[Any], inputs: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def write_history(history: list[dict[str, float]], path: Path) -> None:
+def write_history(
+    history: list[dict[str, float]], path: Path, columns: Sequence[str] = COLUMNS
+) -> None:
     """Write the history as CSV, one row per epoch; whole or not at all."""
-    write_csv(path, COLUMNS, [[row[column] for column in COLUMNS] for row in history])
+    write_csv(path, columns, [[row[column] for column in columns] for row in history])
 
 
 def _plan(

@@ -37,7 +37,7 @@ from pilltrack.pipeline.depthwise import fast_depthwise
 from pilltrack.pipeline.detections import score_locator, summary
 from pilltrack.pipeline.developed import developed
 from pilltrack.pipeline.export import Part, export_litert, float_depthwise, whole_int8
-from pilltrack.pipeline.fit import identity_of
+from pilltrack.pipeline.fit import identity_of, write_history
 from pilltrack.pipeline.locator_data import (
     Example,
     cut_outs,
@@ -59,7 +59,7 @@ from pilltrack.pipeline.second_look import (
     train_second_look,
 )
 from pilltrack.pipeline.steps import COLUMNS, Steps
-from pilltrack.pipeline.table import load_images, write_csv
+from pilltrack.pipeline.table import load_images
 
 log = logging.getLogger(__name__)
 
@@ -112,10 +112,10 @@ def main(params: Params, artifacts: Path) -> None:
         text = json.dumps(metrics, indent=1, sort_keys=True)
         write_atomically(out / "metrics.json", text.encode())
         log.info("locator: %s", metrics)
-        shutil.rmtree(kept, ignore_errors=True)  # large, and of no use to other settings
+        shutil.rmtree(kept, ignore_errors=True)  # large, and these settings need them no more
         gate(metrics, settings)
         for name, rows_of in (("history.csv", history), ("look_history.csv", look_history)):
-            write_csv(out / name, COLUMNS, [[row[c] for c in COLUMNS] for row in rows_of])
+            write_history(rows_of, out / name, COLUMNS)
         save_locator(nets, out / "locator.safetensors")
         card = LocatorCard(min_confidence=least)
         write_atomically(out / "locator.json", card.model_dump_json().encode())
@@ -160,9 +160,8 @@ def train(
     steps = Steps("locate", net, optimiser, settings.steps, settings, checkpoint, identity)
     batches = _batches(cutouts, settings, steps.done)
     net.train()
-    for scenes in tqdm(
-        batches, total=settings.steps, initial=steps.done, desc="locate", disable=None
-    ):
+    bar = tqdm(batches, total=settings.steps, initial=steps.done, desc="locate", disable=None)
+    for scenes in bar:
         steps.begin()
         torch.manual_seed(settings.seed + HELD_OUT_SEED + steps.done)  # of the views
         images, maps, weights = (values.to(device) for values in scenes)
@@ -172,7 +171,8 @@ def train(
             fast_depthwise(device),
         ):
             logits = net.logits(images)
-        steps.end(locator_loss(logits, maps, weights), longest_gradient=10.0)
+        loss = steps.end(locator_loss(logits, maps, weights), longest_gradient=10.0)
+        bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
     net.cpu().eval()
     return steps.history
 
@@ -329,8 +329,8 @@ class _Scenes(torch.utils.data.Dataset[Example]):
         return example(replace(scene, frame=frame), self.settings.input_size_px)
 
 
-_STREAMS = (  # a seed holds the place of its stream, so none may move: one is not drawn any more
-    "train", "calibration", "", "choice, clutter", "check", "check, clutter",
+_STREAMS = (  # a seed holds its stream's place, so "choice" stays, though it is not drawn any more
+    "train", "calibration", "choice", "choice, clutter", "check", "check, clutter",
     "calibration, crowd",
 )  # fmt: skip
 

@@ -37,6 +37,7 @@ from pilltrack.core.second_look import (
 from pilltrack.core.tensors import write_tensors
 from pilltrack.pipeline.capture import Photo
 from pilltrack.pipeline.data import one_thread
+from pilltrack.pipeline.developed import smoothed
 from pilltrack.pipeline.locator_data import scene_of
 from pilltrack.pipeline.models import STARTER, load_network, place
 from pilltrack.pipeline.params import LocateParams
@@ -160,16 +161,14 @@ def train_second_look(
     place(net, device)
     new = [*net.joint.parameters(), *net.head.parameters()]
     old = [parameter for parameter in net.body.parameters() if parameter.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": new},
-        {"params": old, "share": 0.3 if net.frozen else 1.0},
-    ]
     optimiser = torch.optim.AdamW(
-        groups, lr=settings.look_learning_rate, weight_decay=settings.weight_decay
+        [{"params": new}, {"params": old}],
+        lr=settings.look_learning_rate,
+        weight_decay=settings.weight_decay,
     )
     steps = Steps(
         "locate, second look", net, optimiser, settings.look_steps, settings, checkpoint, identity,
-        rate="look_learning_rate",
+        rate="look_learning_rate", shares=(1.0, 0.3 if net.frozen else 1.0),
     )  # fmt: skip
     net.train()
     batches = torch.utils.data.DataLoader(
@@ -178,14 +177,16 @@ def train_second_look(
         num_workers=settings.workers,
         worker_init_fn=one_thread,
     )
-    for images, right, first in tqdm(
+    bar = tqdm(
         batches, initial=steps.done, total=settings.look_steps, desc="second look", disable=None
-    ):
+    )
+    for images, right, first in bar:
         steps.begin()
         torch.manual_seed(settings.seed + steps.done)  # of the dropout
         logits = net(images.to(device).float())[:, 0] + FIRST_WEIGHT * first.to(device)
         wanted = 0.02 + 0.96 * right.to(device).float()
-        steps.end(functional.binary_cross_entropy_with_logits(logits, wanted))
+        loss = steps.end(functional.binary_cross_entropy_with_logits(logits, wanted))
+        bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
     net.cpu().eval()
     return steps.history
 
@@ -292,8 +293,7 @@ def _varied(crop: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uin
     across, down = scale * math.cos(turn), scale * math.sin(turn)
     matrix = np.array([[across, -down], [down, across]]) @ np.diag([rng.choice([-1, 1]), 1])
     varied: Any = _window(crop, matrix, rng.normal(0, 0.03 * LOOK_PX, 2)).astype(np.float32)
-    if rng.random() < 0.4:  # a phone smooths surfaces and keeps edges
-        varied = cv2.bilateralFilter(varied, 5, rng.uniform(8, 40), rng.uniform(1, 3))
+    varied = smoothed(varied, rng)
     varied *= (math.exp(rng.normal(0, 0.15)) * np.exp(rng.normal(0, 0.05, 3))).astype(np.float32)
     if rng.random() < 0.3:
         varied = cv2.GaussianBlur(varied, (0, 0), rng.uniform(0.3, 1.5))
