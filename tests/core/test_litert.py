@@ -47,7 +47,7 @@ def test_tensor_without_one_scale_of_its_own_is_refused(
 
 def test_output_codes_become_numbers_near_those_of_the_float_model() -> None:
     pixels = np.random.default_rng(2).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    floating, eight_bit = (opened(model).run(pixels) for model in (FLOAT, INT8))
+    floating, eight_bit = (opened(model).run(pixels[None])[0] for model in (FLOAT, INT8))
     assert floating.shape == eight_bit.shape == (8,)
     assert eight_bit.dtype == np.float32
     assert np.corrcoef(floating, eight_bit)[0, 1] > 0.98
@@ -56,9 +56,9 @@ def test_output_codes_become_numbers_near_those_of_the_float_model() -> None:
 
 def test_an_answer_is_the_callers_own() -> None:
     model = opened(FLOAT)
-    first = model.run(np.zeros((32, 32, 3), np.uint8))
+    first = model.run(np.zeros((1, 32, 32, 3), np.uint8))
     kept = first.copy()
-    model.run(np.full((32, 32, 3), 255, np.uint8))
+    model.run(np.full((1, 32, 32, 3), 255, np.uint8))
     assert (first == kept).all()
 
 

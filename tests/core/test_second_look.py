@@ -1,4 +1,4 @@
-"""A closer look at every find raises or lowers its confidence."""
+"""A closer look at finds in doubt raises or lowers their confidence."""
 
 import tracemalloc
 from pathlib import Path
@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 from pilltrack.core.errors import BundleRejected
+from pilltrack.core.litert import BATCH
 from pilltrack.core.locate import MAX_CROP_PX, Found, Locator, crop, most_confident_first
 from pilltrack.core.second_look import (
+    BELIEVED,
     CUT,
     FIRST_WEIGHT,
+    SURE,
     TRUST,
     closer,
     cut_off,
@@ -47,17 +50,47 @@ def test_the_confidence_is_that_of_both_looks() -> None:
 def test_a_find_clear_of_every_border_is_not_held_cut_off() -> None:
     twice, frame = Locator(TWICE, min_confidence=0.5), np.full((100, 200, 3), 250, np.uint8)
     assert twice._second
-    clear, cut = (twice._second.confidence(frame, (x, 40, 10, 10), 10, 0.6) for x in (150, 190))
+    finds = [found((x, 40, 10, 10), 0.59) for x in (150, 190)]
+    clear, cut = twice._second.confidences(frame, finds)
     assert log_odds(clear) - log_odds(cut) >= CUT  # the other sees black beyond the border, too
-    same = weighed(0.6, closer(frame, (150, 40, 10, 10), 10 / 0.6, 32).mean() / 8 - 16)
+    same = weighed(0.59, closer(frame, (150, 40, 10, 10), 10 / 0.6, 32).mean() / 8 - 16)
     assert clear == pytest.approx(same, abs=1e-3)
 
 
-def test_finds_come_most_confident_first() -> None:
-    def found(x: int, confidence: float) -> Found:
-        return Found((x, 0, 4, 4), np.ones((4, 4), bool), confidence)
+def test_what_the_first_look_is_sure_of_is_believed_inside_the_frame() -> None:
+    twice, frame = Locator(TWICE, min_confidence=0.5), np.zeros((100, 200, 3), np.uint8)
+    assert twice._second
+    finds = [found((150, 40, 10, 10), q) for q in (SURE, 0.59, 0.9)]
+    finds.append(found((190, 40, 10, 10), 0.9))
+    believed, doubted, sure, cut = twice._second.confidences(frame, finds)
+    assert believed == weighed(SURE, BELIEVED)
+    assert sure == weighed(0.9, BELIEVED)
+    assert doubted == pytest.approx(weighed(0.59, -16), abs=1e-3)
+    assert cut == pytest.approx(weighed(0.9, -16, cut=1.0), abs=1e-3)
+    all_doubted = twice._second.confidences(frame, finds, sure=1.0)
+    assert all_doubted == pytest.approx(
+        [weighed(q, -16) for q in (SURE, 0.59, 0.9)] + [cut], abs=1e-3
+    )
 
-    ordered = most_confident_first([found(9, 0.4), found(5, 0.8), found(1, 0.4)])
+
+def test_many_finds_are_looked_at_as_each_by_itself() -> None:
+    twice = Locator(TWICE, min_confidence=0.5)
+    assert twice._second
+    frame = np.random.default_rng(3).integers(0, 256, (100, 200, 3), np.uint8)
+    finds = [found((4 * n, 2 * n, 12, 9), 0.4) for n in range(2 * BATCH + 3)]
+    together = twice._second.confidences(frame, finds)
+    assert together == [twice._second.confidences(frame, [find])[0] for find in finds]
+    assert len(set(together)) > BATCH
+    assert twice._second.confidences(frame, []) == []
+
+
+def found(box: tuple[int, int, int, int], confidence: float) -> Found:
+    return Found(box, np.ones((box[3], box[2]), bool), confidence)
+
+
+def test_finds_come_most_confident_first() -> None:
+    some = [((9, 0, 4, 4), 0.4), ((5, 0, 4, 4), 0.8), ((1, 0, 4, 4), 0.4)]
+    ordered = most_confident_first(found(box, confidence) for box, confidence in some)
     assert [pill.box[0] for pill in ordered] == [5, 1, 9]
 
 

@@ -280,7 +280,7 @@ def test_the_confidence_is_the_least_that_keeps_the_aim(aim: float, chosen: floa
         def __init__(self) -> None:
             self.sure = iter([0.0, 0.36, 0.61, 0.99])
 
-        def find(self, frame: np.ndarray, min_confidence: float) -> list[Found]:
+        def find(self, frame: np.ndarray, min_confidence: float, sure: float = 1.0) -> list[Found]:
             confidence = next(self.sure)
             ghost = Found((0, 0, 1, 1), np.ones((1, 1), bool), confidence)
             return [ghost] if confidence >= min_confidence else []

@@ -112,7 +112,7 @@ class LiteRTEmbedder:
         """Embed RGB crops as (N, D) float32 of unit length; see `Embedder.embed`."""
         raw = np.empty((len(crops), self.dim), dtype=np.float32)
         for row, crop in zip(raw, crops, strict=True):
-            row[:] = self._model.run(to_model_input(crop, self.input_size_px))
+            row[:] = self._model.run(to_model_input(crop, self.input_size_px)[None])[0]
         return l2_normalise(raw)
 
 

@@ -1,4 +1,4 @@
-"""An open LiteRT model: one image in, one array of real numbers out.
+"""An open LiteRT model: images in, an array of real numbers out for each.
 
 What embedder and locator have in common: the file is read within a limit, pixels become codes of
 the input tensor by a table of 256 entries, and codes of the output become numbers again. What the
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from pilltrack.core.errors import BundleRejected
 
 MAX_MODEL_BYTES = 1024 * 1024 * 1024
+BATCH = 16  # images that a model takes at once, if it takes several: bounds memory, not results
 
 # What a byte of a quantised tensor can hold.
 QUANTISED_RANGES = {"int8": (-128, 127), "uint8": (0, 255)}
@@ -28,7 +30,8 @@ class LiteRTModel:
     """A `.tflite` with input (1, S, S, 3), float32 in 0..255 or quantised to 8 bits.
 
     Its one output is float32 or quantised to 8 bits. `quantisation` is the dtype of the input:
-    "float32", "int8" or "uint8". Safe to share between threads: they take turns.
+    "float32", "int8" or "uint8". Where the file leaves open how many images it takes, it is given
+    up to BATCH at once. Safe to share between threads: they take turns.
     """
 
     def __init__(
@@ -67,18 +70,21 @@ class LiteRTModel:
         except ValueError as error:
             raise refusal(model, str(error)) from error
         self.input_size_px = self.input_shape[1]
+        self._batch = BATCH if inputs[0]["shape_signature"][0] == -1 else 1
         self.quantisation = np.dtype(inputs[0]["dtype"]).name
         self._lock = threading.Lock()
 
-    def run(self, model_input: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """What the model answers for pixels (S, S, 3): its output without the first axis."""
-        codes = self._input_table[model_input]
+    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """What the model answers for images (N, S, S, 3), at least one: its outputs (N, ...)."""
+        pixels = np.ascontiguousarray(images)
+        codes = cv2.LUT(pixels.reshape(len(pixels), -1), self._input_table).reshape(pixels.shape)
+        starts = range(0, len(codes), self._batch)
         with self._lock:
-            output = self._invoke(codes[None])[0]
-        answer: NDArray[np.float32] = output.astype(np.float32)
-        answer -= self._output_zero_point
-        answer *= self._output_scale
-        return answer
+            outputs = [self._invoke(codes[start : start + self._batch]) for start in starts]
+        answers: NDArray[np.float32] = np.concatenate(outputs).astype(np.float32)
+        answers -= self._output_zero_point
+        answers *= self._output_scale
+        return answers
 
     def _open(self, signature: str | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Details of all inputs and outputs; from now on `_invoke` runs this network."""
@@ -95,6 +101,9 @@ class LiteRTModel:
         first, last = interpreter.get_input_details(), interpreter.get_output_details()
 
         def invoke(codes: NDArray[Any]) -> Any:
+            if len(codes) != 1 or self._batch != 1:
+                interpreter.resize_tensor_input(first[0]["index"], codes.shape)
+                interpreter.allocate_tensors()
             interpreter.set_tensor(first[0]["index"], codes)
             interpreter.invoke()
             return interpreter.get_tensor(last[0]["index"])

@@ -4,7 +4,7 @@ A small network looks at the whole frame once and answers for every cell of 4 x 
 is here the middle of a pill; is here a pill; where are the sides of its box. `find_pills` reads
 these maps: peaks of the first are pills, every pill cell joins the peak in the middle of the box
 it sees, and a pill's box is the median of what its cells say. Touching pills part because their
-cells point to different middles. Every find is then looked at again, closer
+cells point to different middles. Finds in doubt are then looked at again, closer
 (`core.second_look`). What a pill is, the locator neither knows nor asks.
 
 The same frame always gives the same pills in the same order. Time is bounded whatever the frame:
@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pilltrack.core.errors import BundleRejected
 from pilltrack.core.litert import LiteRTModel, read_model
 from pilltrack.core.preprocess import square_around, to_model_input
-from pilltrack.core.second_look import LEAST_LOOKED_AT, SIGNATURE, SecondLook
+from pilltrack.core.second_look import LEAST_LOOKED_AT, SIGNATURE, SURE, SecondLook
 
 STRIDE = 4  # pixels of the model's input in a cell
 N_MAPS = 6  # middle, pill, and the square roots of the distances left, top, right, bottom
@@ -76,7 +76,7 @@ class Found:
 class Locator:
     """An open locator `.tflite`: input (1, S, S, 3), output (1, S/4, S/4, 6), float32 or 8 bits.
 
-    A network under the signature "look" in the same file looks at every find again; a file
+    A network under the signature "look" in the same file looks at finds in doubt again; a file
     without one is believed at once. `min_confidence` (0 to 1) is what a find must have to be a
     pill. Safe to share between threads: they take turns. Raises BundleRejected when the file is
     missing, damaged or not a locator.
@@ -99,16 +99,22 @@ class Locator:
         """
         return in_reading_order(self.find(frame, self.min_confidence))
 
-    def find(self, frame: NDArray[np.uint8], min_confidence: float) -> list[Found]:
-        """Finds of at least so much confidence, most confident first; errors as `locate`."""
+    def find(
+        self, frame: NDArray[np.uint8], min_confidence: float, sure: float = SURE
+    ) -> list[Found]:
+        """Finds of at least so much confidence, most confident first; errors as `locate`.
+
+        Of what the first look is `sure` (0 to 1) there is no second.
+        """
         if self._second is None:
             return self.first_look(frame, min_confidence)
-        look = self._second.confidence
-        found = [
-            replace(pill, confidence=look(frame, pill.box, pill.length_px, pill.confidence))
-            for pill in self.first_look(frame, LEAST_LOOKED_AT)
-        ]
-        return most_confident_first(p for p in found if p.confidence >= min_confidence)
+        found = self.first_look(frame, LEAST_LOOKED_AT)
+        confidences = self._second.confidences(frame, found, sure)
+        return most_confident_first(
+            replace(pill, confidence=confidence)
+            for pill, confidence in zip(found, confidences, strict=True)
+            if confidence >= min_confidence
+        )
 
     def first_look(self, frame: NDArray[np.uint8], min_confidence: float) -> list[Found]:
         """Finds of which the first look alone is so sure; errors as `locate`.
@@ -120,7 +126,10 @@ class Locator:
 
     def maps(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         """What the network answers for a frame: (S/4, S/4, 6) float32, 0 to 1."""
-        return self._model.run(to_model_input(frame, self.input_size_px))
+        maps: NDArray[np.float32] = self._model.run(
+            to_model_input(frame, self.input_size_px)[None]
+        )[0]
+        return maps
 
 
 def find_pills(
@@ -140,21 +149,22 @@ def find_pills(
     """
     if maps.ndim != 3 or maps.shape[0] != maps.shape[1] or maps.shape[2] != N_MAPS:
         raise ValueError(f"maps have shape {maps.shape}; expected (C, C, {N_MAPS})")
+    placing = _Placing(maps.shape[0], height_px, width_px)
     boxes = _boxes_of_cells(maps)  # (C, C, 4) left, top, right, bottom in cells
     rows, columns = _peaks(maps[..., 0], boxes)
-    if not len(rows):
-        return []
-    owners = _owners(maps[..., 1], boxes, boxes[rows, columns])  # (C, C) peak of a cell, or -1
-    placing = _Placing(maps.shape[0], height_px, width_px)
+    cells_of = _cells_of_peaks(maps[..., 1], boxes, boxes[rows, columns])
+    pill = np.ascontiguousarray(maps[..., 1]).ravel()
+    nobodys = pill.copy()
+    for cells in cells_of:
+        nobodys[cells] = 0
+    boxes = boxes.reshape(-1, 4)
     found = []
-    for number, (row, column) in enumerate(zip(rows, columns, strict=True)):
-        own = owners == number
-        cells = np.nonzero(own)
-        n_cells = len(cells[0])
+    for row, column, cells in zip(rows, columns, cells_of, strict=True):
+        n_cells = len(cells)
         if not n_cells:
             continue
-        shares = maps[..., 1][cells]
-        ends = np.median(boxes[cells], axis=0)
+        shares = pill[cells]
+        ends = _median(boxes[cells])
         box, n_in_box = placing.box(ends), (ends[2:] - ends[:2]).prod()
         if box is None or n_cells < _LEAST_FILLED * n_in_box:
             continue
@@ -163,8 +173,9 @@ def find_pills(
         confidence = math.sqrt(float(maps[row, column, 0]) * solid * filled)
         if confidence < min_confidence:
             continue
-        covered = np.where(own | (owners < 0), maps[..., 1], 0)
-        mask = placing.mask(covered, box, _IN_MASK * float(shares.max()))
+        covered = nobodys.copy()
+        covered[cells] = shares
+        mask = placing.mask(covered.reshape(maps.shape[:2]), box, _IN_MASK * float(shares.max()))
         if mask.any():
             found.append(Found(box, mask, confidence))
     return most_confident_first(found)[:MAX_PILLS]
@@ -261,40 +272,51 @@ def _peaks(
     rows, columns = np.nonzero((middles >= highest) & (middles >= _LEAST_MIDDLE))
     order = np.argsort(-middles[rows, columns], kind="stable")[: 2 * _MAX_PEAKS]
     rows, columns = rows[order], columns[order]
+    doubles = _ious(boxes[rows, columns]) > _SAME_PILL  # (P, P)
     kept: list[int] = []
-    candidates = boxes[rows, columns]  # (P, 4)
     for index in range(len(rows)):
-        if len(kept) < _MAX_PEAKS and not (
-            kept and (_ious(candidates[index], candidates[kept]) > _SAME_PILL).any()
-        ):
+        if len(kept) < _MAX_PEAKS and not doubles[index, kept].any():
             kept.append(index)
     return rows[kept], columns[kept]
 
 
-def _ious(box: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
-    """IoU of one box (4,) with others (N, 4), each left, top, right, bottom."""
-    ends = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
-    both = ends.clip(0).prod(axis=1)
-    areas = (others[:, 2:] - others[:, :2]).prod(axis=1) + (box[2:] - box[:2]).prod()
-    shares: NDArray[np.float32] = both / np.maximum(areas - both, 1e-6)
+def _ious(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """IoU of each with each of boxes (N, 4), left, top, right, bottom: (N, N)."""
+    ends = np.minimum(boxes[:, None, 2:], boxes[:, 2:]) - np.maximum(
+        boxes[:, None, :2], boxes[:, :2]
+    )
+    both = ends.clip(0).prod(axis=2)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    shares: NDArray[np.float32] = both / np.maximum(areas + areas[:, None] - both, 1e-6)
     return shares
 
 
-def _owners(
+def _cells_of_peaks(
     covered: NDArray[np.float32], boxes: NDArray[np.float32], of_peaks: NDArray[np.float32]
-) -> NDArray[np.int32]:
-    """Which peak (0 to P-1) every cell belongs to, -1 for none: (C, C) int32."""
-    owners = np.full(covered.shape, -1, np.int32)
-    rows, columns = np.nonzero(covered >= _PILL_CELL)
-    own = boxes[rows, columns]  # (M, 4)
-    middles = (own[:, None, :2] + own[:, None, 2:]) / 2
+) -> list[NDArray[np.intp]]:
+    """The cells of each of P peaks, by their places in the flattened map, rising."""
+    if not len(of_peaks):
+        return []
+    cells = np.flatnonzero(covered >= _PILL_CELL)
+    own = boxes.reshape(-1, 4)[cells]  # (M, 4)
+    middles = (own[:, :2] + own[:, 2:]) / 2  # (M, 2)
     peaks = (of_peaks[:, :2] + of_peaks[:, 2:]) / 2  # (P, 2)
     reach = np.hypot(*(of_peaks[:, 2:] - of_peaks[:, :2]).T) + 1e-6  # (P,)
-    away = np.linalg.norm(middles - peaks[None], axis=2) / reach  # (M, P)
+    across, down = (middles[:, axis, None] - peaks[:, axis] for axis in (0, 1))  # (M, P)
+    away = (across * across + down * down) / (reach * reach)  # squared
     nearest = away.argmin(axis=1)
-    near = away[np.arange(len(rows)), nearest] <= _BELONGS
-    owners[rows[near], columns[near]] = nearest[near]
-    return owners
+    near = away[np.arange(len(cells)), nearest] <= _BELONGS * _BELONGS
+    cells, owners = cells[near], nearest[near]
+    order = np.argsort(owners, kind="stable")
+    ends = np.cumsum(np.bincount(owners, minlength=len(of_peaks)))
+    return np.split(cells[order], ends[:-1])
+
+
+def _median(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The median of each column of (M, 4), M at least one; `np.median` takes four times as long."""
+    in_order = np.sort(rows, axis=0)
+    median: NDArray[np.float32] = (in_order[(len(rows) - 1) // 2] + in_order[len(rows) // 2]) / 2
+    return median
 
 
 class _Placing:

@@ -36,7 +36,7 @@ from pilltrack.core.embedder import Embedder
 from pilltrack.core.errors import BundleRejected
 from pilltrack.core.gallery import MAX_DIM, MAX_NAME_LENGTH, UNIT_TOLERANCE, Gallery
 from pilltrack.core.locate import MAX_PILLS, Box, Locator, in_reading_order, iou
-from pilltrack.core.second_look import LEAST_LOOKED_AT, cut_off, log_odds
+from pilltrack.core.second_look import LEAST_LOOKED_AT, SURE, cut_off, log_odds
 from pilltrack.core.tensors import as_json, write_tensors
 
 FORMAT: Final = "pilltrack-probes-1"
@@ -277,13 +277,16 @@ def _clear_boxes(frame: Picture, locator: Locator) -> tuple[Box, ...]:
     low, high = LEAST_LOOKED_AT / FIRST_SLACK, LEAST_LOOKED_AT * FIRST_SLACK
     if any(pill.confidence < high for pill in locator.first_look(frame, low)):
         return ()
-    found = locator.find(frame, 0.0)
-    if any(0 < cut_off(pill.box, *frame.shape[:2]) < 1 for pill in found):
-        return ()
-    if any(abs(log_odds(pill.confidence) - limit) < LOG_ODDS_SLACK for pill in found):
-        return ()
-    sure = [pill for pill in found if pill.confidence >= locator.min_confidence]
-    return tuple(pill.box for pill in in_reading_order(sure))
+    boxes = []
+    for sure in (SURE, 1.0):  # other kernels may be less sure of what is not looked at here
+        found = locator.find(frame, 0.0, sure)
+        if any(0 < cut_off(pill.box, *frame.shape[:2]) < 1 for pill in found):
+            return ()
+        if any(abs(log_odds(pill.confidence) - limit) < LOG_ODDS_SLACK for pill in found):
+            return ()
+        kept = [pill for pill in found if pill.confidence >= locator.min_confidence]
+        boxes.append(tuple(pill.box for pill in in_reading_order(kept)))
+    return boxes[0] if boxes[0] == boxes[1] else ()
 
 
 def _broken_decision(

@@ -1,14 +1,17 @@
-"""A find of the locator -> is it a pill after all: a closer look at every find, one by one.
+"""A find of the locator -> is it a pill after all: a closer look at finds in doubt.
 
 The locator sees a whole frame, a pill in it in a few cells. The second network sees one find with
 what lies around it, as large as all others, and says by how much the odds that it is a pill rise
-or fall. Both belong together: it is taught on what a first network finds.
+or fall. Both belong together: it is taught on what a first network finds. What the first one is
+sure of needs no second look, unless the frame's border may have cut it off.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -20,11 +23,32 @@ from pilltrack.core.preprocess import square_around
 
 SIGNATURE = "look"  # of the network in the locator's file
 LEAST_LOOKED_AT = 0.1  # confidence of the first look; less sure finds are dropped unseen
+SURE = 0.6  # of the first look: surer finds are believed unseen, inside the frame
+BELIEVED = 2.0  # log-odds that stand for the second look there: about what it says of right finds
 LOOK_SHARE = 0.6  # of the look's side that the find's length takes
 FIRST_WEIGHT = 2.0  # of the first network's log-odds beside the second's
 TRUST = 0.5  # share of what the second says that counts: it learned from composed scenes alone
 CUT = 1.5  # log-odds less for a find at the frame's border: a pen cut off there ends like a pill
 CUT_WITHIN = 0.02  # of the frame's longer side, from the border, where less and less is taken off
+
+
+class Find(Protocol):
+    """What a first look found: a `core.locate.Found`."""
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """(x, y, width, height) in pixels of the frame."""
+        ...
+
+    @property
+    def confidence(self) -> float:
+        """How sure (0 to 1) the first look is."""
+        ...
+
+    @property
+    def length_px(self) -> float:
+        """The longer side, however it is turned."""
+        ...
 
 
 class SecondLook:
@@ -38,21 +62,29 @@ class SecondLook:
             model, model_bytes, fits=_fits, refusal=_no_look, threads=threads, signature=SIGNATURE
         )
 
-    def confidence(
-        self,
-        frame: NDArray[np.uint8],
-        box: tuple[int, int, int, int],
-        length_px: float,
-        first: float,
-    ) -> float:
-        """How sure (0 to 1) both looks together are of a find in a frame (H, W, 3).
+    def confidences(
+        self, frame: NDArray[np.uint8], finds: Sequence[Find], sure: float = SURE
+    ) -> list[float]:
+        """How sure (0 to 1) both looks together are of each find in a frame (H, W, 3).
 
-        `box` is (x, y, width, height) in its pixels, `length_px` the find's longer side, however
-        it is turned, `first` how sure the locator is of it.
+        Of finds away from the border, those of which the first look is `sure` (0 to 1) are not
+        looked at.
         """
-        looked_at = closer(frame, box, length_px / LOOK_SHARE, self._model.input_size_px)
-        cut = cut_off(box, *frame.shape[:2])
-        return weighed(first, float(self._model.run(looked_at)[0]), cut)
+        cuts = [cut_off(find.box, *frame.shape[:2]) for find in finds]
+        doubtful = [n for n, find in enumerate(finds) if cuts[n] > 0 or find.confidence < sure]
+        seconds = [BELIEVED] * len(finds)
+        if doubtful:
+            crops = [self._closer(frame, finds[n]) for n in doubtful]
+            answers = self._model.run(np.stack(crops))[:, 0].tolist()
+            for n, second in zip(doubtful, answers, strict=True):
+                seconds[n] = second
+        return [
+            weighed(find.confidence, second, cut)
+            for find, second, cut in zip(finds, seconds, cuts, strict=True)
+        ]
+
+    def _closer(self, frame: NDArray[np.uint8], find: Find) -> NDArray[np.uint8]:
+        return closer(frame, find.box, find.length_px / LOOK_SHARE, self._model.input_size_px)
 
 
 def closer(

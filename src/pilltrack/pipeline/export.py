@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from pilltrack.core.files import write_atomically
+from pilltrack.pipeline.litert_edits import edit
 from pilltrack.pipeline.models import EmbeddingNet
 
 log = logging.getLogger(__name__)
@@ -68,11 +69,15 @@ def export_onnx(net: EmbeddingNet, input_size_px: int, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Part:
-    """A network with input (1, S, S, 3), and the (N, S, S, 3) uint8 images that set its ranges."""
+    """A network with input (1, S, S, 3), and the (N, S, S, 3) uint8 images that set its ranges.
+
+    With `open_batch` the file takes several images at once.
+    """
 
     net: torch.nn.Module
     input_size_px: int
     calibration: NDArray[np.uint8]
+    open_batch: bool = False
 
 
 def export_litert(parts: Mapping[str, Part], recipe: Recipe, path: Path) -> None:
@@ -111,6 +116,7 @@ def export_litert(parts: Mapping[str, Part], recipe: Recipe, path: Path) -> None
         quantised = Path(directory) / "int8.tflite"
         quantiser = quantizer.Quantizer(str(floating), steps)
         quantiser.quantize(ranges.get_model_qsvs()).export_model(str(quantised))
+        edit(quantised, [signature for signature, part in parts.items() if part.open_batch])
         write_atomically(path, quantised.read_bytes())
 
 

@@ -236,11 +236,13 @@ def calibration_images(
 def export_locator(nets: TwoLooks, seen: Mapping[str, NDArray[np.uint8]], path: Path) -> None:
     """Write both networks as one int8 `.tflite`; depthwise layers of the second are in fp32.
 
-    `seen` is what `calibration_images` returns; a black and a white image are added.
+    The second takes several finds at once. `seen` is what `calibration_images` returns; a black
+    and a white image are added.
     """
+    frames, finds = seen[FIRST_SIGNATURE], seen[SIGNATURE]
     parts = {
-        FIRST_SIGNATURE: Part(nets.first, seen[FIRST_SIGNATURE].shape[1], seen[FIRST_SIGNATURE]),
-        SIGNATURE: Part(nets.second, LOOK_PX, seen[SIGNATURE]),
+        FIRST_SIGNATURE: Part(nets.first, frames.shape[1], frames),
+        SIGNATURE: Part(nets.second, LOOK_PX, finds, open_batch=True),
     }
     export_litert(parts, _recipe, path)
 

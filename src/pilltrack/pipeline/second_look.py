@@ -47,6 +47,7 @@ from pilltrack.pipeline.torchvision_import import ensure_torchvision
 log = logging.getLogger(__name__)
 
 LOOK_PX = 64  # the network's input
+LAST_CELLS = LOOK_PX // 16  # a side of its last maps
 CROWDED = 4  # times as many things as in other scenes, in every second scene
 STREAM = 99  # of the scenes' seeds: none that the locator is taught or measured on
 FRAME_PX = (400, 480, 640, 800)  # a frame's longer side
@@ -59,7 +60,7 @@ _BATCH = 48
 
 
 class SecondLookNet(nn.Module):
-    """(N, S, S, 3) float32 pixels in 0..255 -> (N, 1) log-odds to add to the first look's.
+    """(N, 64, 64, 3) float32 pixels in 0..255 -> (N, 1) log-odds to add to the first look's.
 
     `start` is whose layers it begins with: "starter", those of the shipped student, of which the
     first stay as they are; "none", random ones.
@@ -80,6 +81,10 @@ class SecondLookNet(nn.Module):
         self.joint = nn.Sequential(
             nn.Conv2d(_WIDTH, _JOINED, 1, bias=False), nn.BatchNorm2d(_JOINED), nn.ReLU6()
         )
+        middle = torch.zeros(1, 1, LAST_CELLS, LAST_CELLS)
+        quarter = LAST_CELLS // 4
+        middle[:, :, quarter:-quarter, quarter:-quarter] = 4  # half of each side: a quarter of all
+        self.register_buffer("middle", middle, persistent=False)
         self.drop = nn.Dropout(0.2)
         self.head = nn.Linear(2 * _JOINED, 1)
         nn.init.zeros_(self.head.weight)
@@ -97,10 +102,8 @@ class SecondLookNet(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """The find and what lies around it weigh apart: means of the middle and of all."""
         values = self.joint(self.body((images.permute(0, 3, 1, 2) - 127.5) / 127.5))
-        quarter = values.shape[-1] // 4
-        middle = values[
-            :, :, quarter : values.shape[-1] - quarter, quarter : values.shape[-1] - quarter
-        ]
+        # Cutting the middle out would fix how many finds the exported network takes at once.
+        middle = values * self.middle
         both = torch.cat([values.mean((2, 3)), middle.mean((2, 3))], dim=1)
         logits: torch.Tensor = self.head(self.drop(both))
         return logits
