@@ -3,7 +3,7 @@
     python benchmarks/identify_frame.py [--bundle DIR] [--json FILE]
 
 A composed frame of 640 x 480 with ten rendered pills, the bundle's gallery filled up to 10,000
-references, one and two threads. `locate` is `maps`, `read` and a second look at every find. Needs
+references, one and two threads. `locate` is `maps`, `read` and a second look at finds in doubt. Needs
 the training install.
 """
 
@@ -41,6 +41,7 @@ def main() -> None:
     print("| threads | pills found | " + " | ".join(f"{step}, ms" for step in STEPS) + " |")
     print("|---:" * (len(STEPS) + 2) + "|")
     for threads in (1, 2):
+        cv2.setNumThreads(threads)
         with open_identifier(arguments.bundle, threads=threads) as identifier:
             fill_up(identifier.gallery.bundled, N_REFERENCES)
             n_found = len(identifier.locator.locate(frame))
@@ -66,7 +67,6 @@ def frame_of_pills() -> Frame:
 
 def timed(identifier: Identifier, frame: Frame) -> list[float]:
     """Seconds of each of STEPS."""
-    cv2.setNumThreads(1)
     locator, gallery = identifier.locator, identifier.gallery
     height, width = frame.shape[:2]
     maps, maps_s = seconds_of(lambda: locator.maps(frame))

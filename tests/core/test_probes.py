@@ -22,7 +22,7 @@ from pilltrack.core.decide import Rule, decide
 from pilltrack.core.embedder import open_embedder
 from pilltrack.core.errors import BundleRejected, SpaceMismatch
 from pilltrack.core.gallery import Gallery, Reference
-from pilltrack.core.locate import Locator
+from pilltrack.core.locate import Found, Locator
 from pilltrack.core.probes import (
     MAX_CROPS,
     MAX_FRAME_PX,
@@ -36,6 +36,7 @@ from pilltrack.core.probes import (
     read_probes,
     save_probes,
 )
+from pilltrack.core.second_look import SURE
 from tests.tiny_bundle import COLOURED, MODEL
 
 Parts = dict[str, Any]
@@ -168,6 +169,23 @@ def test_frames_of_close_calls_and_without_pills_are_left_out(parts: Parts) -> N
     confidence = parts["locator"].locate(tray())[0].confidence
     close = Locator(COLOURED, min_confidence=confidence - 0.05)
     assert promise([plain(RED)], [tray()], **{**parts, "locator": close}).frames == ()
+
+
+def test_a_frame_that_a_second_look_would_change_is_left_out(parts: Parts) -> None:
+    class Doubting(Locator):
+        """Believes what it is sure of, and drops it when it looks again."""
+
+        dropped = True
+
+        def find(self, frame: np.ndarray, min_confidence: float, sure: float = SURE) -> list[Found]:
+            if sure > SURE and self.dropped:
+                return []
+            return super().find(frame, min_confidence)
+
+    locator = Doubting(COLOURED, min_confidence=0.5)
+    assert promise([plain(RED)], [tray()], **{**parts, "locator": locator}).frames == ()
+    locator.dropped = False
+    assert len(promise([plain(RED)], [tray()], **{**parts, "locator": locator}).frames) == 1
 
 
 def test_frames_are_asked_for_until_there_are_enough(parts: Parts) -> None:
