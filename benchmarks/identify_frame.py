@@ -3,8 +3,8 @@
     python benchmarks/identify_frame.py [--bundle DIR] [--json FILE]
 
 A composed frame of 640 x 480 with ten rendered pills, the bundle's gallery filled up to 10,000
-references, one and two threads. `locate` is `maps`, `read` and a second look at finds in doubt. Needs
-the training install.
+references, one and two threads. `locate` is `maps`, `read` and a second look at finds in doubt.
+Needs the training install.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +40,12 @@ class Enlarging(torch.nn.Module):
 def before_and_after(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     before, after = (tmp_path_factory.mktemp("edits") / name for name in ("b.tflite", "a.tflite"))
 
-    def keeping(model: Path, open_batches: Collection[str]) -> None:
+    def keeping(model: Path, open_axes: Mapping[str, Collection[int]]) -> None:
         shutil.copy(model, before)
-        edit(model, open_batches)
+        edit(model, open_axes)
 
     torch.manual_seed(0)
-    part = Part(Enlarging(), SIZE_PX, pictures(4), open_batch=True)
+    part = Part(Enlarging(), SIZE_PX, pictures(4), open_axes=(0,))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(export, "edit", keeping)
         export_litert({"serving_default": part, "again": part}, whole_int8, after)

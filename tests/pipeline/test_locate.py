@@ -12,7 +12,7 @@ import pilltrack
 from pilltrack.core.bundle import read_bundle
 from pilltrack.core.errors import GateFailed, StageFailed
 from pilltrack.core.identify import STARTER_BUNDLE
-from pilltrack.core.locate import STRIDE, Found, Locator, find_pills
+from pilltrack.core.locate import STRIDE, Found, Locator, find_pills, in_cells, shown
 from pilltrack.pipeline.capture import Photo
 from pilltrack.pipeline.detections import average_precision, boxes_of, score_frame, summary
 from pilltrack.pipeline.locate import (
@@ -20,6 +20,7 @@ from pilltrack.pipeline.locate import (
     CONFIDENCES,
     STARTER,
     TwoLooks,
+    _frame_of,
     _Scenes,
     _scenes,
     calibration_images,
@@ -185,12 +186,20 @@ def test_exported_locator_answers_like_the_network_and_survives_any_frame(
     export_locator(nets, calibration_images(nets.first, cutouts, SETTINGS), model)
     assert model.stat().st_size < 2_000_000
     locator = Locator(model, min_confidence=0.3)
-    scene = scene_of(cutouts, 96, (9, 9), 4)
-    pixels, _, _ = example(scene, 96)
-    with torch.no_grad():
-        wanted = nets.first(torch.from_numpy(pixels)[None].float())[0].numpy()
-    answers = locator.maps(scene.frame)
-    assert np.corrcoef(answers.ravel(), wanted.ravel())[0, 1] > 0.98  # 8 bits of noise
+    for sides in ((96, 96), (54, 96), (96, 72)):
+        scene = scene_of(cutouts, 96, (9, 9), 4, shape=sides)
+        pixels, _, _ = example(scene, 96)
+        rows, columns = shown(*sides, 96)
+        with torch.no_grad():
+            looked_at = torch.from_numpy(pixels[rows, columns])[None].float()
+            wanted = nets.first(looked_at)[0].numpy()
+        answers = locator.maps(scene.frame)
+        seen = answers[in_cells(rows), in_cells(columns)]
+        assert seen.shape == wanted.shape
+        assert np.corrcoef(seen.ravel(), wanted.ravel())[0, 1] > 0.98  # 8 bits of noise
+        answers[in_cells(rows), in_cells(columns)] = 0
+        assert answers.shape == (24, 24, 6)
+        assert not answers.any()
     rng = np.random.default_rng(0)
     for shape in ((1, 1, 3), (1, 5000, 3), (3000, 4000, 3), (37, 11, 3)):
         for frame in (
@@ -238,7 +247,8 @@ def test_scenes_are_developed_to_train_the_first_look_alone(cutouts: list[Photo]
     differ = 0
     for number in range(12):
         seed = (SETTINGS.seed, 0, number)
-        scene = scene_of(cutouts, 96, seed, None if number % 4 else 0)
+        shape = _frame_of(SETTINGS, number // SETTINGS.scenes_per_step)
+        scene = scene_of(cutouts, 96, seed, None if number % 4 else 0, shape=shape)
         pixels, maps, _ = example(scene, 96)
         assert np.array_equal(shown[number][1], maps)
         differ += not np.array_equal(shown[number][0], pixels)

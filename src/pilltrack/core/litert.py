@@ -31,7 +31,8 @@ class LiteRTModel:
 
     Its one output is float32 or quantised to 8 bits. `quantisation` is the dtype of the input:
     "float32", "int8" or "uint8". Where the file leaves open how many images it takes, it is given
-    up to BATCH at once. Safe to share between threads: they take turns.
+    up to BATCH at once; where it leaves their size open (`open_size`), they may have another. Safe
+    to share between threads: they take turns.
     """
 
     def __init__(
@@ -70,12 +71,17 @@ class LiteRTModel:
         except ValueError as error:
             raise refusal(model, str(error)) from error
         self.input_size_px = self.input_shape[1]
-        self._batch = BATCH if inputs[0]["shape_signature"][0] == -1 else 1
+        is_open = inputs[0]["shape_signature"] == -1
+        self._batch = BATCH if is_open[0] else 1
+        self.open_size = bool(is_open[1:3].all())
         self.quantisation = np.dtype(inputs[0]["dtype"]).name
         self._lock = threading.Lock()
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """What the model answers for images (N, S, S, 3), at least one: its outputs (N, ...)."""
+        """What the model answers for images (N, S, S, 3), at least one: its outputs (N, ...).
+
+        With `open_size` the sides may be any that the network's strides divide.
+        """
         pixels = np.ascontiguousarray(images)
         codes = cv2.LUT(pixels.reshape(len(pixels), -1), self._input_table).reshape(pixels.shape)
         starts = range(0, len(codes), self._batch)
@@ -99,11 +105,14 @@ class LiteRTModel:
         interpreter: Any = self._interpreter
         interpreter.allocate_tensors()
         first, last = interpreter.get_input_details(), interpreter.get_output_details()
+        shape: tuple[int, ...] = tuple(first[0]["shape"])
 
         def invoke(codes: NDArray[Any]) -> Any:
-            if len(codes) != 1 or self._batch != 1:
+            nonlocal shape
+            if codes.shape != shape:
                 interpreter.resize_tensor_input(first[0]["index"], codes.shape)
                 interpreter.allocate_tensors()
+                shape = codes.shape
             interpreter.set_tensor(first[0]["index"], codes)
             interpreter.invoke()
             return interpreter.get_tensor(last[0]["index"])

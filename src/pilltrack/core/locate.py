@@ -30,6 +30,7 @@ from pilltrack.core.preprocess import square_around, to_model_input
 from pilltrack.core.second_look import LEAST_LOOKED_AT, SIGNATURE, SURE, SecondLook
 
 STRIDE = 4  # pixels of the model's input in a cell
+STEP_PX = 32  # sides of what the network looks at are multiples of it
 N_MAPS = 6  # middle, pill, and the square roots of the distances left, top, right, bottom
 MAX_PILLS = 64  # in one frame
 PILL_SHARE = 0.75  # of the crop's side that the pill's length takes
@@ -90,6 +91,7 @@ class Locator:
         if SIGNATURE in self._model.signatures:
             self._second = SecondLook(model, content, threads=threads)
         self.input_size_px = self._model.input_size_px
+        self._trims = self._model.open_size and self.input_size_px % STEP_PX == 0
 
     def locate(self, frame: NDArray[np.uint8]) -> list[Found]:
         """Find the pills in an RGB frame (H, W, 3) uint8 of any size, in reading order.
@@ -125,11 +127,49 @@ class Locator:
         return find_pills(self.maps(frame), height, width, min_confidence)
 
     def maps(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """What the network answers for a frame: (S/4, S/4, 6) float32, 0 to 1."""
-        maps: NDArray[np.float32] = self._model.run(
-            to_model_input(frame, self.input_size_px)[None]
-        )[0]
+        """What the network answers for a frame: (S/4, S/4, 6) float32, 0 to 1.
+
+        It does not look at what only fills the frame up to a square: there it answers 0.
+        """
+        side = self.input_size_px
+        square = to_model_input(frame, side)
+        if not self._trims:
+            return self._run(square)
+        height, width = frame.shape[:2]
+        rows, columns = shown(height, width, side)
+        maps = np.zeros((side // STRIDE, side // STRIDE, N_MAPS), np.float32)
+        maps[in_cells(rows), in_cells(columns)] = self._run(square[rows, columns])
         return maps
+
+    def _run(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        answers: NDArray[np.float32] = self._model.run(pixels[None])[0]
+        return answers
+
+
+def shown(height_px: int, width_px: int, side_px: int) -> tuple[slice, slice]:
+    """Rows and columns of the square input of a frame that the network looks at.
+
+    The frame itself, and as much of what fills it up as makes the sides multiples of STEP_PX. The
+    square's side must be one.
+
+    >>> shown(480, 640, 480)
+    (slice(48, 432, None), slice(0, 480, None))
+    """
+    scale = side_px / max(height_px, width_px)
+    rows, columns = (
+        -(-max(1, round(length * scale)) // STEP_PX) * STEP_PX for length in (height_px, width_px)
+    )
+    first_row, first_column = (side_px - rows) // 2, (side_px - columns) // 2
+    return slice(first_row, first_row + rows), slice(first_column, first_column + columns)
+
+
+def in_cells(pixels: slice) -> slice:
+    """The cells of a map that lie over those rows or columns of its input.
+
+    >>> in_cells(slice(48, 432))
+    slice(12, 108, None)
+    """
+    return slice(pixels.start // STRIDE, pixels.stop // STRIDE)
 
 
 def find_pills(

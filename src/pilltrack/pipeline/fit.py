@@ -274,7 +274,7 @@ def identity_of(settings: Iterable[Any], inputs: Iterable[Path]) -> str:
 def write_history(
     history: list[dict[str, float]], path: Path, columns: Sequence[str] = COLUMNS
 ) -> None:
-    """Write the history as CSV, one row per epoch; whole or not at all."""
+    """Write the history as CSV, one row for each of its dicts; whole or not at all."""
     write_csv(path, columns, [[row[column] for column in columns] for row in history])
 
 

@@ -39,6 +39,7 @@ from pilltrack.pipeline.developed import developed
 from pilltrack.pipeline.export import Part, export_litert, float_depthwise, whole_int8
 from pilltrack.pipeline.fit import identity_of, write_history
 from pilltrack.pipeline.locator_data import (
+    ASPECTS,
     Example,
     cut_outs,
     example,
@@ -165,13 +166,18 @@ def train(
         steps.begin()
         torch.manual_seed(settings.seed + HELD_OUT_SEED + steps.done)  # of the views
         images, maps, weights = (values.to(device) for values in scenes)
-        images, maps, weights = several_scenes(images, maps, weights, settings.views_per_scene)
-        with (
-            torch.autocast(device.type, torch.bfloat16, enabled=_bf16(settings, device)),
-            fast_depthwise(device),
-        ):
-            logits = net.logits(images)
-        loss = steps.end(locator_loss(logits, maps, weights), longest_gradient=10.0)
+        frame = _frame_of(settings, steps.done)
+        views = several_scenes((images, maps, weights), settings.views_per_scene, frame)
+        of_all = torch.zeros((), device=device)
+        for images, maps, weights in views:
+            with (
+                torch.autocast(device.type, torch.bfloat16, enabled=_bf16(settings, device)),
+                fast_depthwise(device),
+            ):
+                logits = net.logits(images)
+            share = len(images) / (len(scenes[0]) * settings.views_per_scene)
+            of_all = of_all + share * locator_loss(logits, maps, weights)
+        loss = steps.end(of_all, longest_gradient=10.0)
         bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
     net.cpu().eval()
     return steps.history
@@ -236,13 +242,13 @@ def calibration_images(
 def export_locator(nets: TwoLooks, seen: Mapping[str, NDArray[np.uint8]], path: Path) -> None:
     """Write both networks as one int8 `.tflite`; depthwise layers of the second are in fp32.
 
-    The second takes several finds at once. `seen` is what `calibration_images` returns; a black
-    and a white image are added.
+    The first takes frames that are no squares as well, the second several finds at once. `seen`
+    is what `calibration_images` returns; a black and a white image are added.
     """
     frames, finds = seen[FIRST_SIGNATURE], seen[SIGNATURE]
     parts = {
-        FIRST_SIGNATURE: Part(nets.first, frames.shape[1], frames),
-        SIGNATURE: Part(nets.second, LOOK_PX, finds, open_batch=True),
+        FIRST_SIGNATURE: Part(nets.first, frames.shape[1], frames, open_axes=(1, 2)),
+        SIGNATURE: Part(nets.second, LOOK_PX, finds, open_axes=(0,)),
     }
     export_litert(parts, _recipe, path)
 
@@ -326,9 +332,17 @@ class _Scenes(torch.utils.data.Dataset[Example]):
     def __getitem__(self, number: int) -> Example:
         seed = (self.settings.seed, _STREAMS.index("train"), number)
         n_pills = None if number % CLUTTER_EVERY else 0
-        scene = scene_of(self.cutouts, self.settings.input_size_px, seed, n_pills)
+        size_px = self.settings.input_size_px
+        shape = _frame_of(self.settings, number // self.settings.scenes_per_step)
+        scene = scene_of(self.cutouts, size_px, seed, n_pills, shape=shape)
         frame = developed(scene.frame, np.random.default_rng((*seed, 1)))
-        return example(replace(scene, frame=frame), self.settings.input_size_px)
+        return example(replace(scene, frame=frame), size_px)
+
+
+def _frame_of(settings: LocateParams, step: int) -> tuple[int, int]:
+    """Height and width of all frames of a training step; they lie, and are turned as views."""
+    rng = np.random.default_rng((settings.seed, _STREAMS.index("train"), step, 2))
+    return round(settings.input_size_px * float(rng.choice(ASPECTS))), settings.input_size_px
 
 
 _STREAMS = (  # a seed holds its stream's place, so "choice" stays, though it is not drawn any more

@@ -51,12 +51,13 @@ def scene_of(
     seed: Sequence[int],
     n_pills: int | None = None,
     crowd: int = 1,
+    shape: tuple[int, int] | None = None,
 ) -> Scene:
-    """The scene of a seed, `size_px` on its longer side, upright or lying."""
+    """The scene of a seed: of this shape (height, width), or `size_px` on its longer side."""
     rng = np.random.default_rng(seed)
     short = round(size_px * float(rng.choice(ASPECTS)))
-    shape = (size_px, short) if rng.random() < 0.5 else (short, size_px)
-    return compose(cutouts, *shape, rng, n_pills, crowd)
+    drawn = (size_px, short) if rng.random() < 0.5 else (short, size_px)
+    return compose(cutouts, *(shape or drawn), rng, n_pills, crowd)
 
 
 def example(scene: Scene, size_px: int) -> Example:
