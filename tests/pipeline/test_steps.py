@@ -61,7 +61,7 @@ def test_a_gradient_is_no_longer_than_the_limit(settings: LocateParams, tmp_path
 def test_a_loss_that_is_no_number_names_its_step_and_its_setting(
     settings: LocateParams, tmp_path: Path
 ) -> None:
-    net, _, steps = training(settings, tmp_path / "a.pt", rate="look_learning_rate")
+    net, _, steps = training(settings, tmp_path / "a.pt", setting="look_learning_rate")
     steps.begin()
     with pytest.raises(StageFailed, match=r"(?s)run, step 1.*nan.*`look_learning_rate`"):
         steps.end(net(torch.full((1, 3), float("nan"))).sum())

@@ -171,7 +171,7 @@ def train_second_look(
     )
     steps = Steps(
         "locate, second look", net, optimiser, settings.look_steps, settings, checkpoint, identity,
-        rate="look_learning_rate", shares=(1.0, 0.3 if net.frozen else 1.0),
+        setting="look_learning_rate", shares=(1.0, 0.3 if net.frozen else 1.0),
     )  # fmt: skip
     net.train()
     batches = torch.utils.data.DataLoader(

@@ -27,8 +27,9 @@ class Steps:
 
     `done` steps of `count` lie behind; `history` has a row (keys: COLUMNS) for every ROW_STEPS of
     them. Each parameter group of the optimiser learns at its share of the rate, whose highest
-    value the optimiser was made with and the setting `rate` names. Goes on from `checkpoint` when
-    that belongs to the same `identity`. Raises StageFailed when the checkpoint is damaged.
+    value is what the optimiser was made with; `setting` is its name in the settings. Goes on from
+    `checkpoint` when that belongs to the same `identity`. Raises StageFailed when the checkpoint
+    is damaged.
     """
 
     def __init__(
@@ -41,12 +42,12 @@ class Steps:
         checkpoint: Path,
         identity: str,
         *,
-        rate: str = "learning_rate",
+        setting: str = "learning_rate",
         shares: Sequence[float] = (1.0,),
     ) -> None:
         self._title, self._net, self._optimiser, self._count = title, net, optimiser, count
         self._settings, self._checkpoint, self._identity = settings, checkpoint, identity
-        self._setting, self._shares = rate, shares
+        self._setting, self._shares = setting, shares
         self._highest = float(optimiser.param_groups[0]["lr"])  # before a checkpoint's comes in
         self._rate: float | None = None  # of the step that was begun
         device = next(net.parameters()).device
