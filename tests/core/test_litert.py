@@ -1,13 +1,14 @@
 """An open LiteRT model: its input table, its output's numbers, and what it refuses."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pilltrack.core import litert as module
 from pilltrack.core.errors import BundleRejected
-from pilltrack.core.litert import LiteRTModel, byte_table, read_model, scale_and_zero_point
+from pilltrack.core.litert import BATCH, LiteRTModel, byte_table, read_model, scale_and_zero_point
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FLOAT = GOLDEN / "tiny.tflite"
@@ -54,6 +55,35 @@ def test_output_codes_become_numbers_near_those_of_the_float_model() -> None:
     assert np.linalg.norm(eight_bit) == pytest.approx(np.linalg.norm(floating), rel=0.2)
 
 
+def test_several_images_go_through_at_once_where_the_file_leaves_that_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = np.random.default_rng(2).integers(0, 256, (2 * BATCH + 3, 32, 32, 3), dtype=np.uint8)
+    for name, sizes in (("spots", [BATCH, BATCH, 3]), ("closed_spots", [1] * len(images))):
+        model = opened(GOLDEN / f"{name}_locator.tflite", "look")
+        seen: list[int] = []
+        invoke = model._invoke
+
+        def counting(codes: np.ndarray, invoke: Any = invoke, seen: list[int] = seen) -> Any:
+            seen.append(len(codes))
+            return invoke(codes)
+
+        monkeypatch.setattr(model, "_invoke", counting)
+        answers = model.run(images)
+        assert seen == sizes
+        assert answers.shape == (len(images), 1)
+        np.testing.assert_allclose(answers[:, 0], images.mean((1, 2, 3)) / 32 - 16, atol=1e-4)
+
+
+def test_a_size_that_the_file_does_not_leave_open_is_refused_and_the_next_image_answered() -> None:
+    for file in (INT8, GOLDEN / "coloured_pill_locator.tflite"):
+        model = opened(file)
+        side = model.input_size_px
+        with pytest.raises(BundleRejected, match=r"no answer to \(1, .*cats"):
+            model.run(np.zeros((1, 2 * side, 2 * side, 3), np.uint8))
+        assert len(model.run(np.zeros((2, side, side, 3), np.uint8))) == 2
+
+
 def test_an_answer_is_the_callers_own() -> None:
     model = opened(FLOAT)
     first = model.run(np.zeros((1, 32, 32, 3), np.uint8))
@@ -96,8 +126,10 @@ def test_scale_and_zero_point_are_those_of_the_tensor() -> None:
     assert (float(scale), zero_point) == (0.5, -7)
 
 
-def opened(model: Path) -> LiteRTModel:
-    return LiteRTModel(model, read_model(model), fits=lambda *_: True, refusal=no_cat)
+def opened(model: Path, signature: str | None = None) -> LiteRTModel:
+    return LiteRTModel(
+        model, read_model(model), fits=lambda *_: True, refusal=no_cat, signature=signature
+    )
 
 
 def no_cat(model: Path, found: str) -> BundleRejected:

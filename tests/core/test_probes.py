@@ -22,7 +22,7 @@ from pilltrack.core.decide import Rule, decide
 from pilltrack.core.embedder import open_embedder
 from pilltrack.core.errors import BundleRejected, SpaceMismatch
 from pilltrack.core.gallery import Gallery, Reference
-from pilltrack.core.locate import Found, Locator
+from pilltrack.core.locate import Locator
 from pilltrack.core.probes import (
     MAX_CROPS,
     MAX_FRAME_PX,
@@ -36,7 +36,6 @@ from pilltrack.core.probes import (
     read_probes,
     save_probes,
 )
-from pilltrack.core.second_look import SURE
 from tests.tiny_bundle import COLOURED, MODEL
 
 Parts = dict[str, Any]
@@ -172,20 +171,14 @@ def test_frames_of_close_calls_and_without_pills_are_left_out(parts: Parts) -> N
 
 
 def test_a_frame_that_a_second_look_would_change_is_left_out(parts: Parts) -> None:
-    class Doubting(Locator):
-        """Believes what it is sure of, and drops it when it looks again."""
-
-        dropped = True
-
-        def find(self, frame: np.ndarray, min_confidence: float, sure: float = SURE) -> list[Found]:
-            if sure > SURE and self.dropped:
-                return []
-            return super().find(frame, min_confidence)
-
-    locator = Doubting(COLOURED, min_confidence=0.5)
-    assert promise([plain(RED)], [tray()], **{**parts, "locator": locator}).frames == ()
-    locator.dropped = False
-    assert len(promise([plain(RED)], [tray()], **{**parts, "locator": locator}).frames) == 1
+    frame = np.zeros((96, 128, 3), np.uint8)
+    frame[40:52, 60:72] = 255
+    spots = COLOURED.with_name("spots_locator.tflite")
+    for least, frames in ((0.5, 0), (0.005, 1)):  # all that it looks at again comes to 0.02
+        locator = Locator(spots, min_confidence=least)
+        assert [pill.box for pill in locator.locate(frame)] == [(60, 40, 12, 12)]
+        promised = promise([plain(RED)], [frame], **{**parts, "locator": locator})
+        assert len(promised.frames) == frames
 
 
 def test_frames_are_asked_for_until_there_are_enough(parts: Parts) -> None:

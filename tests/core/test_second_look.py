@@ -73,8 +73,9 @@ def test_what_the_first_look_is_sure_of_is_believed_inside_the_frame() -> None:
     )
 
 
-def test_many_finds_are_looked_at_as_each_by_itself() -> None:
-    twice = Locator(TWICE, min_confidence=0.5)
+@pytest.mark.parametrize("file", [TWICE.name, "spots_locator.tflite"])  # one by one; together
+def test_many_finds_are_looked_at_as_each_by_itself(file: str) -> None:
+    twice = Locator(TWICE.with_name(file), min_confidence=0.5)
     assert twice._second
     frame = np.random.default_rng(3).integers(0, 256, (100, 200, 3), np.uint8)
     finds = [found((4 * n, 2 * n, 12, 9), 0.4) for n in range(2 * BATCH + 3)]

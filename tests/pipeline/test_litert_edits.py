@@ -13,10 +13,12 @@ from torch.nn import functional
 
 from pilltrack.core.errors import BundleRejected
 from pilltrack.core.litert import BATCH, LiteRTModel, read_model
+from pilltrack.core.locate import Locator
 from pilltrack.pipeline import export
 from pilltrack.pipeline.export import Part, export_litert, whole_int8
 from pilltrack.pipeline.litert_edits import edit
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 SIZE_PX = 16
 
 
@@ -70,6 +72,18 @@ def test_answers_are_the_same_to_the_bit_one_by_one_and_together(
     assert (after.run(images) == answers).all()
     assert (after.run(images[:1]) == answers[:1]).all()
     assert (after.run(images[:5]) == answers[:5]).all()
+
+
+@pytest.mark.parametrize(("golden", "axes"), [("coloured_pill", (1, 2)), ("looking_twice", (0,))])
+def test_what_cannot_do_what_its_signature_says_is_refused_at_once(
+    golden: str, axes: tuple[int, ...], tmp_path: Path
+) -> None:
+    model = tmp_path / "locator.tflite"
+    shutil.copy(GOLDEN / f"{golden}_locator.tflite", model)
+    Locator(model, min_confidence=0.5)
+    edit(model, {"serving_default": axes, "locate": (), "look": axes})
+    with pytest.raises(BundleRejected, match=r"locator.tflite.*(no answer to|answers to)"):
+        Locator(model, min_confidence=0.5)
 
 
 def pictures(count: int) -> np.ndarray:

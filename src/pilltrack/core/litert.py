@@ -65,29 +65,38 @@ class LiteRTModel:
         self.output_shape: list[int] = outputs[0]["shape"].tolist()
         if not fits(self.input_shape, self.output_shape):
             raise refusal(model, f"input {self.input_shape} and output {self.output_shape}")
+        open_shape: list[int] = inputs[0]["shape_signature"].tolist()
+        if not _opens(open_shape, self.input_shape):
+            raise refusal(model, f"input {self.input_shape}, left open as {open_shape}")
         try:
             self._input_table = byte_table(inputs[0])
             self._output_scale, self._output_zero_point = scale_and_zero_point(outputs[0])
         except ValueError as error:
             raise refusal(model, str(error)) from error
         self.input_size_px = self.input_shape[1]
-        is_open = inputs[0]["shape_signature"] == -1
-        self._batch = BATCH if is_open[0] else 1
-        self.open_size = bool(is_open[1:3].all())
+        self._batch = BATCH if open_shape[0] == -1 else 1
+        self.open_size = open_shape[1:3] == [-1, -1]
+        self._file, self._refusal = model, refusal
         self.quantisation = np.dtype(inputs[0]["dtype"]).name
         self._lock = threading.Lock()
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """What the model answers for images (N, S, S, 3), at least one: its outputs (N, ...).
 
-        With `open_size` the sides may be any that the network's strides divide.
+        With `open_size` the sides may be any that the network's strides divide. Raises the
+        caller's refusal when the file cannot do what its shape signature says.
         """
         pixels = np.ascontiguousarray(images)
         codes = cv2.LUT(pixels.reshape(len(pixels), -1), self._input_table).reshape(pixels.shape)
         starts = range(0, len(codes), self._batch)
-        with self._lock:
-            outputs = [self._invoke(codes[start : start + self._batch]) for start in starts]
+        try:
+            with self._lock:
+                outputs = [self._invoke(codes[start : start + self._batch]) for start in starts]
+        except (ValueError, RuntimeError) as error:
+            raise self._refusal(self._file, f"no answer to {pixels.shape} ({error})") from error
         answers: NDArray[np.float32] = np.concatenate(outputs).astype(np.float32)
+        if len(answers) != len(images):
+            raise self._refusal(self._file, f"{len(answers)} answers to {len(images)} images")
         answers -= self._output_zero_point
         answers *= self._output_scale
         return answers
@@ -110,7 +119,8 @@ class LiteRTModel:
         def invoke(codes: NDArray[Any]) -> Any:
             nonlocal shape
             if codes.shape != shape:
-                interpreter.resize_tensor_input(first[0]["index"], codes.shape)
+                shape = ()  # should this fail, the next call begins anew
+                interpreter.resize_tensor_input(first[0]["index"], codes.shape, strict=True)
                 interpreter.allocate_tensors()
                 shape = codes.shape
             interpreter.set_tensor(first[0]["index"], codes)
@@ -119,6 +129,19 @@ class LiteRTModel:
 
         self._invoke = invoke
         return first, last
+
+
+def _opens(open_shape: list[int], shape: list[int]) -> bool:
+    """True for the shape (1, S, S, 3) of images, in which all but the channels may be -1 for open.
+
+    >>> _opens([-1, 8, 8, 3], [1, 8, 8, 3]), _opens([-1], [1, 8, 8, 3])
+    (True, False)
+    """
+    return (
+        len(open_shape) == len(shape)
+        and open_shape[3:] == shape[3:]
+        and all(length in (-1, given) for length, given in zip(open_shape, shape, strict=True))
+    )
 
 
 def read_model(model: Path) -> bytes:

@@ -84,7 +84,7 @@ class Locator:
     """
 
     def __init__(self, model: Path, *, min_confidence: float, threads: int = 1) -> None:
-        self.min_confidence = min_confidence
+        self.min_confidence, self._file = min_confidence, model
         content = read_model(model)
         self._model = LiteRTModel(model, content, fits=_fits, refusal=_no_locator, threads=threads)
         self._second = None
@@ -92,6 +92,8 @@ class Locator:
             self._second = SecondLook(model, content, threads=threads)
         self.input_size_px = self._model.input_size_px
         self._trims = self._model.open_size and self.input_size_px % STEP_PX == 0
+        if self._trims:
+            self.maps(np.zeros((1, self.input_size_px, 3), np.uint8))  # or refuse it now
 
     def locate(self, frame: NDArray[np.uint8]) -> list[Found]:
         """Find the pills in an RGB frame (H, W, 3) uint8 of any size, in reading order.
@@ -106,7 +108,7 @@ class Locator:
     ) -> list[Found]:
         """Finds of at least so much confidence, most confident first; errors as `locate`.
 
-        Of what the first look is `sure` (0 to 1) there is no second.
+        Of what the first look is `sure` (0 to 1) there is no second, away from the border.
         """
         if self._second is None:
             return self.first_look(frame, min_confidence)
@@ -143,14 +145,18 @@ class Locator:
 
     def _run(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         answers: NDArray[np.float32] = self._model.run(pixels[None])[0]
+        expected = (pixels.shape[0] // STRIDE, pixels.shape[1] // STRIDE, N_MAPS)
+        if answers.shape != expected:
+            found = f"maps {list(answers.shape)} of {list(pixels.shape)} pixels"
+            raise _no_locator(self._file, found)
         return answers
 
 
 def shown(height_px: int, width_px: int, side_px: int) -> tuple[slice, slice]:
     """Rows and columns of the square input of a frame that the network looks at.
 
-    The frame itself, and as much of what fills it up as makes the sides multiples of STEP_PX. The
-    square's side must be one.
+    The frame itself, and as much of what fills it up as makes the sides multiples of STEP_PX, as
+    the square's must be.
 
     >>> shown(480, 640, 480)
     (slice(48, 432, None), slice(0, 480, None))
@@ -370,6 +376,11 @@ class _Placing:
         # Frame pixels for each cell, and the input's empty margin in cells.
         self.step = (STRIDE * width_px / scaled[0], STRIDE * height_px / scaled[1])
         self.margin = tuple((side - length) // 2 / STRIDE for length in scaled)
+        # Columns and rows of cells that show some of the frame.
+        self.inside = tuple(
+            slice(math.floor(margin), math.ceil(margin + length / STRIDE))
+            for margin, length in zip(self.margin, scaled, strict=True)
+        )
 
     def box(self, ends: NDArray[np.float32]) -> Box | None:
         """Left, top, right, bottom in cells -> a box in the frame; None when nothing is left."""
@@ -383,16 +394,20 @@ class _Placing:
         return min(max(round((end - self.margin[axis]) * self.step[axis]), 0), limit)
 
     def mask(self, covered: NDArray[np.float32], box: Box, least: float) -> NDArray[np.bool_]:
-        """Where the pill map (C, C) is at least `least`, at the pixels of a box."""
+        """Where the pill map (C, C) is at least `least`, at the pixels of a box.
+
+        Beyond the frame the map repeats its last cells: there is nothing, or what fills it up.
+        """
         x, y, width, height = box
+        left, top = self.inside[0].start, self.inside[1].start
         matrix = np.array(
             [
-                [1 / self.step[0], 0, (x + 0.5) / self.step[0] + self.margin[0] - 0.5],
-                [0, 1 / self.step[1], (y + 0.5) / self.step[1] + self.margin[1] - 0.5],
+                [1 / self.step[0], 0, (x + 0.5) / self.step[0] + self.margin[0] - 0.5 - left],
+                [0, 1 / self.step[1], (y + 0.5) / self.step[1] + self.margin[1] - 0.5 - top],
             ]
         )
         shares = cv2.warpAffine(
-            covered.astype(np.float32), matrix, (width, height),
+            covered[self.inside[1], self.inside[0]], matrix, (width, height),
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE,
         )  # fmt: skip
         mask: NDArray[np.bool_] = shares >= least

@@ -278,7 +278,7 @@ def _clear_boxes(frame: Picture, locator: Locator) -> tuple[Box, ...]:
     if any(pill.confidence < high for pill in locator.first_look(frame, low)):
         return ()
     boxes = []
-    for sure in (SURE, 1.0):  # other kernels may be less sure of what is not looked at here
+    for sure in (SURE, math.inf):  # other kernels may be less sure of what is not looked at here
         found = locator.find(frame, 0.0, sure)
         if any(0 < cut_off(pill.box, *frame.shape[:2]) < 1 for pill in found):
             return ()

@@ -23,7 +23,7 @@ from pilltrack.core.preprocess import square_around
 
 SIGNATURE = "look"  # of the network in the locator's file
 LEAST_LOOKED_AT = 0.1  # confidence of the first look; less sure finds are dropped unseen
-SURE = 0.6  # of the first look: surer finds are believed unseen, inside the frame
+SURE = 0.6  # of the first look: surer finds are believed unseen, away from the border
 BELIEVED = 2.0  # log-odds that stand for the second look there: about what it says of right finds
 LOOK_SHARE = 0.6  # of the look's side that the find's length takes
 FIRST_WEIGHT = 2.0  # of the first network's log-odds beside the second's
@@ -61,14 +61,16 @@ class SecondLook:
         self._model = LiteRTModel(
             model, model_bytes, fits=_fits, refusal=_no_look, threads=threads, signature=SIGNATURE
         )
+        size_px = self._model.input_size_px
+        self._model.run(np.zeros((2, size_px, size_px, 3), np.uint8))  # or refuse it now
 
     def confidences(
         self, frame: NDArray[np.uint8], finds: Sequence[Find], sure: float = SURE
     ) -> list[float]:
         """How sure (0 to 1) both looks together are of each find in a frame (H, W, 3).
 
-        Of finds away from the border, those of which the first look is `sure` (0 to 1) are not
-        looked at.
+        Away from the border, finds of which the first look is `sure` (0 to 1) are not looked at;
+        with math.inf all are.
         """
         cuts = [cut_off(find.box, *frame.shape[:2]) for find in finds]
         doubtful = [n for n, find in enumerate(finds) if cuts[n] > 0 or find.confidence < sure]

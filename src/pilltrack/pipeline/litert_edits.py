@@ -48,12 +48,11 @@ def _double_by_layout(content: Any, subgraph: Any) -> None:
     operators = []
     for operator in subgraph.operators:
         code = content.operatorCodes[operator.opcodeIndex]
+        if max(code.builtinCode, code.deprecatedBuiltinCode) != builtin.RESIZE_NEAREST_NEIGHBOR:
+            operators.append(operator)
+            continue
         taken, given = (subgraph.tensors[ends[0]] for ends in (operator.inputs, operator.outputs))
-        doubled = [taken.shape[0], *(_TIMES * length for length in taken.shape[1:-1])]
-        if (
-            max(code.builtinCode, code.deprecatedBuiltinCode) != builtin.RESIZE_NEAREST_NEIGHBOR
-            or list(given.shape[:-1]) != doubled
-        ):
+        if list(given.shape[1:3]) != [_TIMES * length for length in taken.shape[1:3]]:
             operators.append(operator)
             continue
         repeated = copy.deepcopy(taken)

@@ -28,7 +28,15 @@ from tqdm import tqdm
 import pilltrack
 from pilltrack.core.errors import GateFailed, StageFailed
 from pilltrack.core.files import write_atomically
-from pilltrack.core.locate import Locator, LocatorCard, find_pills
+from pilltrack.core.locate import (
+    N_MAPS,
+    STRIDE,
+    Locator,
+    LocatorCard,
+    find_pills,
+    in_cells,
+    shown,
+)
 from pilltrack.core.preprocess import to_model_input
 from pilltrack.core.second_look import LEAST_LOOKED_AT, LOOK_SHARE, SIGNATURE, closer
 from pilltrack.pipeline.capture import Photo
@@ -72,7 +80,8 @@ HELD_OUT_RENDERED = 50  # pills beside the validation pills, whose photos may no
 HELD_OUT_SEED = 1_000_003  # after the run's: no seed of a data set
 FIRST_SIGNATURE = "locate"  # of the first network in the file
 CLUTTER_EVERY = 4  # scenes one without pills, beside those that have none by chance
-CONFIDENCES = tuple(round(0.1 + 0.025 * n, 3) for n in range(36))  # 0.1 to 0.975
+# From 0.1 to 0.85: beyond, finds would be dropped of which the first look is SURE.
+CONFIDENCES = tuple(round(0.1 + 0.025 * n, 3) for n in range(31))
 
 
 def main(params: Params, artifacts: Path) -> None:
@@ -162,12 +171,11 @@ def train(
     batches = _batches(cutouts, settings, steps.done)
     net.train()
     bar = tqdm(batches, total=settings.steps, initial=steps.done, desc="locate", disable=None)
-    for scenes in bar:
+    for shape, scenes in bar:
         steps.begin()
         torch.manual_seed(settings.seed + HELD_OUT_SEED + steps.done)  # of the views
         images, maps, weights = (values.to(device) for values in scenes)
-        frame = _frame_of(settings, steps.done)
-        views = several_scenes((images, maps, weights), settings.views_per_scene, frame)
+        views = several_scenes((images, maps, weights), settings.views_per_scene, shape)
         of_all = torch.zeros((), device=device)
         for images, maps, weights in views:
             with (
@@ -233,8 +241,8 @@ def calibration_images(
     ):
         frames.append(to_model_input(scene.frame, size))
         seed = (settings.seed, _STREAMS.index("calibration, crowd"), number)
-        for shown in (scene, scene_of([], size, seed, 0, CROWDED)):
-            looks += _looks(first, shown.frame, size)
+        for looked_at in (scene, scene_of([], size, seed, 0, CROWDED)):
+            looks += _looks(first, looked_at.frame, size)
     of_second = np.array(looks, np.uint8).reshape(-1, LOOK_PX, LOOK_PX, 3)
     return {FIRST_SIGNATURE: np.stack(frames), SIGNATURE: of_second}
 
@@ -243,7 +251,8 @@ def export_locator(nets: TwoLooks, seen: Mapping[str, NDArray[np.uint8]], path: 
     """Write both networks as one int8 `.tflite`; depthwise layers of the second are in fp32.
 
     The first takes frames that are no squares as well, the second several finds at once. `seen`
-    is what `calibration_images` returns; a black and a white image are added.
+    is what `calibration_images` returns; a black and a white image are added. Frames are squares
+    there: the exporter runs a network at one size only, and what fills them up is more of the same.
     """
     frames, finds = seen[FIRST_SIGNATURE], seen[SIGNATURE]
     parts = {
@@ -255,10 +264,12 @@ def export_locator(nets: TwoLooks, seen: Mapping[str, NDArray[np.uint8]], path: 
 
 def _looks(net: LocatorNet, frame: NDArray[np.uint8], size_px: int) -> Iterator[NDArray[np.uint8]]:
     """What the second network is shown of a frame."""
-    pixels = torch.from_numpy(to_model_input(frame, size_px))[None].float()
-    with torch.no_grad():
-        maps = net.eval()(pixels)[0].numpy()
     height, width = frame.shape[:2]
+    rows, columns = shown(height, width, size_px)
+    pixels = torch.from_numpy(to_model_input(frame, size_px)[rows, columns])[None].float()
+    maps = np.zeros((size_px // STRIDE, size_px // STRIDE, N_MAPS), np.float32)
+    with torch.no_grad():
+        maps[in_cells(rows), in_cells(columns)] = net.eval()(pixels)[0].numpy()
     for pill in find_pills(maps, height, width, LEAST_LOOKED_AT):
         yield closer(frame, pill.box, pill.length_px / LOOK_SHARE, LOOK_PX)
 
@@ -329,17 +340,17 @@ class _Scenes(torch.utils.data.Dataset[Example]):
     def __init__(self, cutouts: Sequence[Photo], settings: LocateParams) -> None:
         self.cutouts, self.settings = cutouts, settings
 
-    def __getitem__(self, number: int) -> Example:
+    def __getitem__(self, drawn: tuple[int, tuple[int, int]]) -> Example:
+        number, shape = drawn
         seed = (self.settings.seed, _STREAMS.index("train"), number)
         n_pills = None if number % CLUTTER_EVERY else 0
         size_px = self.settings.input_size_px
-        shape = _frame_of(self.settings, number // self.settings.scenes_per_step)
         scene = scene_of(self.cutouts, size_px, seed, n_pills, shape=shape)
         frame = developed(scene.frame, np.random.default_rng((*seed, 1)))
         return example(replace(scene, frame=frame), size_px)
 
 
-def _frame_of(settings: LocateParams, step: int) -> tuple[int, int]:
+def _shape_of(settings: LocateParams, step: int) -> tuple[int, int]:
     """Height and width of all frames of a training step; they lie, and are turned as views."""
     rng = np.random.default_rng((settings.seed, _STREAMS.index("train"), step, 2))
     return round(settings.input_size_px * float(rng.choice(ASPECTS))), settings.input_size_px
@@ -368,16 +379,21 @@ def _scenes(
 
 def _batches(
     cutouts: Sequence[Photo], settings: LocateParams, done: int
-) -> Iterator[list[torch.Tensor]]:
-    """The batches from step `done` on."""
+) -> Iterator[tuple[tuple[int, int], list[torch.Tensor]]]:
+    """The batches from step `done` on, each with the shape of its frames."""
     size = settings.scenes_per_step
-    plan = [list(range(step * size, (step + 1) * size)) for step in range(done, settings.steps)]
-    yield from torch.utils.data.DataLoader(
+    shapes = [_shape_of(settings, step) for step in range(done, settings.steps)]
+    plan = [
+        [(number, shape) for number in range(step * size, (step + 1) * size)]
+        for step, shape in enumerate(shapes, done)
+    ]
+    batches = torch.utils.data.DataLoader(
         _Scenes(cutouts, settings),
         batch_sampler=plan,
         num_workers=settings.workers,
         worker_init_fn=one_thread,
     )
+    yield from zip(shapes, batches, strict=True)
 
 
 def _bf16(settings: LocateParams, device: torch.device) -> bool:

@@ -53,7 +53,7 @@ def scene_of(
     crowd: int = 1,
     shape: tuple[int, int] | None = None,
 ) -> Scene:
-    """The scene of a seed: of this shape (height, width), or `size_px` on its longer side."""
+    """The scene of a seed, `size_px` on its longer side, upright or lying, if not of `shape`."""
     rng = np.random.default_rng(seed)
     short = round(size_px * float(rng.choice(ASPECTS)))
     drawn = (size_px, short) if rng.random() < 0.5 else (short, size_px)

@@ -18,11 +18,11 @@ STRENGTH = 0.4  # of the views: a scene was photographed once, and pills in it a
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def several_scenes(squares: Batch, count: int, frame: tuple[int, int]) -> list[Batch]:
+def several_scenes(squares: Batch, count: int, shape: tuple[int, int]) -> list[Batch]:
     """`count` (1 to WAYS) views of each scene, each laid another way, drawn from torch's generator.
 
     `squares` are images (N, S, S, 3) 0..255, maps (N, C, C, 6) and weights (N, C, C) as
-    `locator_data.example` makes them of frames of one shape (height, width). The views, float32,
+    `locator_data.example` makes them of frames of one `shape` (height, width). The views, float32,
     come in one batch or two: turned by a quarter they have another shape.
     """
     ways = torch.randperm(WAYS)[:count].tolist()
@@ -33,7 +33,7 @@ def several_scenes(squares: Batch, count: int, frame: tuple[int, int]) -> list[B
             images, maps, weights = (torch.cat(parts) for parts in zip(*laid, strict=True))
             shots = Shots(len(images), images.device, STRENGTH)
             views = shots.take(images.float().permute(0, 3, 1, 2))
-            rows, columns = shown(*(frame[::-1] if turned else frame), views.shape[1])
+            rows, columns = shown(*(shape[::-1] if turned else shape), views.shape[1])
             cells = in_cells(rows), in_cells(columns)
             batches.append((views[:, rows, columns], maps[:, *cells], weights[:, *cells]))
     return batches

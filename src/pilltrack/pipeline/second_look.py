@@ -47,7 +47,6 @@ from pilltrack.pipeline.torchvision_import import ensure_torchvision
 log = logging.getLogger(__name__)
 
 LOOK_PX = 64  # the network's input
-LAST_CELLS = LOOK_PX // 16  # a side of its last maps
 CROWDED = 4  # times as many things as in other scenes, in every second scene
 STREAM = 99  # of the scenes' seeds: none that the locator is taught or measured on
 FRAME_PX = (400, 480, 640, 800)  # a frame's longer side
@@ -81,8 +80,9 @@ class SecondLookNet(nn.Module):
         self.joint = nn.Sequential(
             nn.Conv2d(_WIDTH, _JOINED, 1, bias=False), nn.BatchNorm2d(_JOINED), nn.ReLU6()
         )
-        middle = torch.zeros(1, 1, LAST_CELLS, LAST_CELLS)
-        quarter = LAST_CELLS // 4
+        cells = LOOK_PX // 16  # a side of the last maps
+        middle = torch.zeros(1, 1, cells, cells)
+        quarter = cells // 4
         middle[:, :, quarter:-quarter, quarter:-quarter] = 4  # half of each side: a quarter of all
         self.register_buffer("middle", middle, persistent=False)
         self.drop = nn.Dropout(0.2)
