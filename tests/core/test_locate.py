@@ -14,21 +14,17 @@ from pilltrack.core.locate import (
     MAX_CROP_PX,
     MAX_PILLS,
     N_MAPS,
-    STEP_PX,
     STRIDE,
     Found,
     Locator,
     crop,
     find_pills,
-    in_cells,
-    shown,
 )
 
 CELLS = 40
 SIDE = CELLS * STRIDE
 LEAST = 0.3  # confidence
 GOLDEN = Path(__file__).parents[1] / "golden"
-SPOTS = GOLDEN / "spots_locator.tflite"
 
 
 def test_two_touching_discs_are_two_pills() -> None:
@@ -249,61 +245,3 @@ def capsule_frame(turn_degrees: int) -> tuple[NDArray[np.uint8], Found]:
     x, y, width, height = cv2.boundingRect(mask)
     found = Found((x, y, width, height), mask[y : y + height, x : x + width] > 0, 1.0)
     return np.dstack([mask] * 3), found
-
-
-@pytest.fixture
-def spotted() -> tuple[np.ndarray, list[tuple[int, int, int, int]]]:
-    """A frame with two bright spots and a dim one, and their boxes."""
-    frame, boxes = np.zeros((128, 128, 3), np.uint8), [(24, 0, 12, 12), (40, 20, 12, 12)]
-    for x, y, width, height in boxes:
-        frame[y : y + height, x : x + width] = 255
-    frame[60:72, 8:20] = 150
-    return frame, [*boxes, (8, 60, 12, 12)]
-
-
-@pytest.mark.parametrize("order", [(0, 1, 2, 0), (2, 0, 1, 2)])
-def test_frames_of_any_shape_may_follow_one_another(
-    order: tuple[int, ...], spotted: tuple[np.ndarray, list[tuple[int, int, int, int]]]
-) -> None:
-    frame, boxes = spotted
-    locator = Locator(SPOTS, min_confidence=0.15)
-    for shape in ([(128, 128), (96, 128), (128, 72)][number] for number in order):
-        cut = frame[: shape[0], : shape[1]]
-        assert sorted(pill.box for pill in locator.first_look(cut, 0.1)) == sorted(boxes)
-        assert locator.maps(cut).shape == (32, 32, 6)
-
-
-def test_only_the_frame_is_looked_at_where_the_file_leaves_that_open(
-    spotted: tuple[np.ndarray, list[tuple[int, int, int, int]]],
-) -> None:
-    frame, _ = spotted
-    bright = np.maximum(frame, 90)[:96]
-    trimmed, square = (
-        Locator(file, min_confidence=0.15).maps(bright)[..., 1]
-        for file in (SPOTS, SPOTS.with_name("closed_spots_locator.tflite"))
-    )
-    rows, columns = shown(96, 128, 128)
-    inside = in_cells(rows), in_cells(columns)
-    assert inside == (slice(4, 28), slice(0, 32))
-    np.testing.assert_allclose(trimmed[inside], square[inside], atol=1e-6)
-    assert square.min() > 0.3  # the border is repeated where the frame ends
-    trimmed[inside] = 0
-    assert not trimmed.any()
-
-
-@pytest.mark.parametrize("shape", [(96, 128), (64, 128), (85, 128), (128, 64), (640, 1280)])
-def test_a_mask_reaches_the_border_that_cuts_its_pill(shape: tuple[int, int]) -> None:
-    frame = np.zeros((*shape, 3), np.uint8)
-    scale = max(shape) // 128
-    frame[: 12 * scale, 24 * scale : 36 * scale] = 255
-    (pill, *_) = Locator(SPOTS, min_confidence=0.15).first_look(frame, 0.1)
-    assert pill.box[1] == 0
-    assert pill.mask[0].mean() >= pill.mask[len(pill.mask) // 2].mean() > 0.8
-
-
-def test_a_side_is_looked_at_in_steps_and_never_beyond_the_square() -> None:
-    for height, width in ((1, 5000), (5000, 1), (37, 11), (480, 640), (2, 3), (1080, 1920)):
-        for part in shown(height, width, 480):
-            assert 0 <= part.start < part.stop <= 480
-            assert (part.stop - part.start) % STEP_PX == 0
-            assert part.start % STRIDE == 0

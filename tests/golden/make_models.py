@@ -5,9 +5,8 @@ whole_frame_locator.tflite finds one pill in every frame, as large as the frame;
 coloured_pill_locator.tflite takes all that is not grey for one pill, and nothing where all is;
 looking_twice_locator.tflite finds what the first does, and then believes in bright finds alone;
 bad_look_locator.tflite has a second look with two answers;
-spots_locator.tflite finds squares of 12 px of its input, the surer the brighter, and doubts all it
-looks at again: it takes frames of any shape, and several finds; closed_spots_locator.tflite is the
-same as it was exported, for one shape and one find.
+spots_locator.tflite finds squares of 12 px, the surer the brighter, and doubts all that it looks at
+again, several finds at once; closed_spots_locator.tflite is the same, for one find at a time.
 
     python tests/golden/make_models.py [locators]
 
@@ -111,14 +110,13 @@ class BrightOnly(torch.nn.Module):
 
 
 class Spots(torch.nn.Module):
-    """(1, 32 R, 32 C, 3) -> (1, 8 R, 8 C, 6): each cell sees a box of 3 x 3 cells around it."""
+    """(1, 128, 128, 3) -> (1, 32, 32, 6): each cell sees a box of 3 x 3 cells around it."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         pool = torch.nn.functional.avg_pool2d
-        weights = torch.full((1, 3, 4, 4), 1 / (3 * 16 * 255))  # a mean would fix the shape
-        bright = torch.nn.functional.conv2d(images.permute(0, 3, 1, 2), weights, stride=4)
-        middle = 0.9 * pool(torch.nn.functional.pad(bright, (1, 1, 1, 1)), 3, 1)
-        side = 1e-9 * bright + (1.5 * 4 / COLOURED_PX) ** 0.5  # not of the shape of one frame
+        bright = pool(images.permute(0, 3, 1, 2).mean(1, keepdim=True) / 255, 4)
+        middle = 0.9 * pool(bright, 3, 1, 1)
+        side = torch.full_like(bright, (1.5 * 4 / COLOURED_PX) ** 0.5)
         return torch.cat([middle, bright, *[side] * 4], dim=1).permute(0, 2, 3, 1)
 
 
@@ -146,10 +144,10 @@ def main() -> None:
         file.chmod(0o644)
     two = litert_torch.signature("locate", Spots().eval(), (torch.zeros(1, 128, 128, 3),))
     two = two.signature("look", Doubting().eval(), (example,))
-    for name, axes in (("closed_spots", ((), ())), ("spots", ((1, 2), (0,)))):
+    for name, several in (("closed_spots", []), ("spots", ["look"])):
         file = HERE / f"{name}_locator.tflite"
         two.convert().export(str(file))
-        edit(file, dict(zip(("locate", "look"), axes, strict=True)))
+        edit(file, open_batches=several)
         file.chmod(0o644)
     if sys.argv[1:] == ["locators"]:
         return

@@ -12,7 +12,7 @@ import pilltrack
 from pilltrack.core.bundle import read_bundle
 from pilltrack.core.errors import GateFailed, StageFailed
 from pilltrack.core.identify import STARTER_BUNDLE
-from pilltrack.core.locate import STRIDE, Found, Locator, find_pills, in_cells, shown
+from pilltrack.core.locate import STRIDE, Found, Locator, find_pills
 from pilltrack.pipeline.capture import Photo
 from pilltrack.pipeline.detections import average_precision, boxes_of, score_frame, summary
 from pilltrack.pipeline.locate import (
@@ -20,10 +20,8 @@ from pilltrack.pipeline.locate import (
     CONFIDENCES,
     STARTER,
     TwoLooks,
-    _batches,
     _Scenes,
     _scenes,
-    _shape_of,
     calibration_images,
     check,
     choose_confidence,
@@ -168,21 +166,6 @@ def test_stopped_training_goes_on_to_the_same_weights(cutouts: list[Photo], tmp_
         assert torch.equal(some, other)
 
 
-def test_frames_of_a_step_have_one_shape_and_steps_several(cutouts: list[Photo]) -> None:
-    settings = SETTINGS.model_copy(update={"steps": 12})
-    drawn = list(_batches(cutouts, settings, 0))
-    assert len({shape for shape, _ in drawn}) > 1
-    for step, (shape, (images, _, _)) in enumerate(drawn):
-        assert shape == _shape_of(settings, step)
-        rows, _ = shown(*shape, 96)  # what fills a frame up is the same in each of its columns
-        above = images[:, : (96 - shape[0]) // 2].numpy()
-        assert (above == above[:, -1:]).all() if above.size else shape == (96, 96)
-        assert rows.stop - rows.start >= shape[0]
-    (again,) = list(_batches(cutouts, settings, 11))
-    assert again[0] == drawn[11][0]
-    assert torch.equal(again[1][0], drawn[11][1][0])
-
-
 def test_a_checkpoint_of_another_run_is_left_alone(cutouts: list[Photo], tmp_path: Path) -> None:
     train(seeded_net(), cutouts, SETTINGS, tmp_path / "a.pt", "one")
     history = train(seeded_net(), cutouts, SETTINGS, tmp_path / "a.pt", "another")
@@ -202,20 +185,12 @@ def test_exported_locator_answers_like_the_network_and_survives_any_frame(
     export_locator(nets, calibration_images(nets.first, cutouts, SETTINGS), model)
     assert model.stat().st_size < 2_000_000
     locator = Locator(model, min_confidence=0.3)
-    for sides in ((96, 96), (54, 96), (96, 72)):
-        scene = scene_of(cutouts, 96, (9, 9), 4, shape=sides)
-        pixels, _, _ = example(scene, 96)
-        rows, columns = shown(*sides, 96)
-        with torch.no_grad():
-            looked_at = torch.from_numpy(pixels[rows, columns])[None].float()
-            wanted = nets.first(looked_at)[0].numpy()
-        answers = locator.maps(scene.frame)
-        seen = answers[in_cells(rows), in_cells(columns)]
-        assert seen.shape == wanted.shape
-        assert np.corrcoef(seen.ravel(), wanted.ravel())[0, 1] > 0.98  # 8 bits of noise
-        answers[in_cells(rows), in_cells(columns)] = 0
-        assert answers.shape == (24, 24, 6)
-        assert not answers.any()
+    scene = scene_of(cutouts, 96, (9, 9), 4)
+    pixels, _, _ = example(scene, 96)
+    with torch.no_grad():
+        wanted = nets.first(torch.from_numpy(pixels)[None].float())[0].numpy()
+    answers = locator.maps(scene.frame)
+    assert np.corrcoef(answers.ravel(), wanted.ravel())[0, 1] > 0.98  # 8 bits of noise
     rng = np.random.default_rng(0)
     for shape in ((1, 1, 3), (1, 5000, 3), (3000, 4000, 3), (37, 11, 3)):
         for frame in (
@@ -259,16 +234,14 @@ def test_a_gate_that_fails_leaves_no_model_and_no_finds(
 
 
 def test_scenes_are_developed_to_train_the_first_look_alone(cutouts: list[Photo]) -> None:
-    scenes = _Scenes(cutouts, SETTINGS)
+    shown = _Scenes(cutouts, SETTINGS)
     differ = 0
     for number in range(12):
         seed = (SETTINGS.seed, 0, number)
-        shape = _shape_of(SETTINGS, number)
-        scene = scene_of(cutouts, 96, seed, None if number % 4 else 0, shape=shape)
+        scene = scene_of(cutouts, 96, seed, None if number % 4 else 0)
         pixels, maps, _ = example(scene, 96)
-        drawn = scenes[number, shape]
-        assert np.array_equal(drawn[1], maps)
-        differ += not np.array_equal(drawn[0], pixels)
+        assert np.array_equal(shown[number][1], maps)
+        differ += not np.array_equal(shown[number][0], pixels)
     assert differ >= 6
     (checked,) = _scenes(cutouts, SETTINGS, "check, clutter", 1)
     assert np.array_equal(checked.frame, scene_of(cutouts, 96, (SETTINGS.seed, 5, 0), 0).frame)
@@ -363,7 +336,7 @@ def test_ap50_counts_every_find_and_the_rest_only_the_sure_ones() -> None:
 
 def test_every_fourth_scene_of_a_training_has_no_pills(cutouts: list[Photo]) -> None:
     scenes = _Scenes(cutouts, SETTINGS)
-    covered = [float(scenes[number, (72, 96)][1][..., 1].sum()) for number in range(24)]
+    covered = [float(scenes[number][1][..., 1].sum()) for number in range(24)]
     assert not any(covered[::CLUTTER_EVERY])
     assert sum(map(bool, covered)) >= 10
 

@@ -31,8 +31,7 @@ class LiteRTModel:
 
     Its one output is float32 or quantised to 8 bits. `quantisation` is the dtype of the input:
     "float32", "int8" or "uint8". Where the file leaves open how many images it takes, it is given
-    up to BATCH at once; where it leaves their size open (`open_size`), they may have another. Safe
-    to share between threads: they take turns.
+    up to BATCH at once. Safe to share between threads: they take turns.
     """
 
     def __init__(
@@ -75,7 +74,6 @@ class LiteRTModel:
             raise refusal(model, str(error)) from error
         self.input_size_px = self.input_shape[1]
         self._batch = BATCH if open_shape[0] == -1 else 1
-        self.open_size = open_shape[1:3] == [-1, -1]
         self._file, self._refusal = model, refusal
         self.quantisation = np.dtype(inputs[0]["dtype"]).name
         self._lock = threading.Lock()
@@ -83,8 +81,8 @@ class LiteRTModel:
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """What the model answers for images (N, S, S, 3), at least one: its outputs (N, ...).
 
-        With `open_size` the sides may be any that the network's strides divide. Raises the
-        caller's refusal when the file cannot do what its shape signature says.
+        Raises the caller's refusal for images of another size, and when the file cannot take as
+        many as its shape signature says.
         """
         pixels = np.ascontiguousarray(images)
         codes = cv2.LUT(pixels.reshape(len(pixels), -1), self._input_table).reshape(pixels.shape)
@@ -132,16 +130,12 @@ class LiteRTModel:
 
 
 def _opens(open_shape: list[int], shape: list[int]) -> bool:
-    """True for the shape (1, S, S, 3) of images, in which all but the channels may be -1 for open.
+    """True for a shape, of which at most the first length is -1 for open.
 
     >>> _opens([-1, 8, 8, 3], [1, 8, 8, 3]), _opens([-1], [1, 8, 8, 3])
     (True, False)
     """
-    return (
-        len(open_shape) == len(shape)
-        and open_shape[3:] == shape[3:]
-        and all(length in (-1, given) for length, given in zip(open_shape, shape, strict=True))
-    )
+    return open_shape[:1] in ([-1], shape[:1]) and open_shape[1:] == shape[1:]
 
 
 def read_model(model: Path) -> bytes:

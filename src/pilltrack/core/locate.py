@@ -30,7 +30,6 @@ from pilltrack.core.preprocess import square_around, to_model_input
 from pilltrack.core.second_look import LEAST_LOOKED_AT, SIGNATURE, SURE, SecondLook
 
 STRIDE = 4  # pixels of the model's input in a cell
-STEP_PX = 32  # sides of what the network looks at are multiples of it
 N_MAPS = 6  # middle, pill, and the square roots of the distances left, top, right, bottom
 MAX_PILLS = 64  # in one frame
 PILL_SHARE = 0.75  # of the crop's side that the pill's length takes
@@ -84,16 +83,13 @@ class Locator:
     """
 
     def __init__(self, model: Path, *, min_confidence: float, threads: int = 1) -> None:
-        self.min_confidence, self._file = min_confidence, model
+        self.min_confidence = min_confidence
         content = read_model(model)
         self._model = LiteRTModel(model, content, fits=_fits, refusal=_no_locator, threads=threads)
         self._second = None
         if SIGNATURE in self._model.signatures:
             self._second = SecondLook(model, content, threads=threads)
         self.input_size_px = self._model.input_size_px
-        self._trims = self._model.open_size and self.input_size_px % STEP_PX == 0
-        if self._trims:
-            self.maps(np.zeros((1, self.input_size_px, 3), np.uint8))  # or refuse it now
 
     def locate(self, frame: NDArray[np.uint8]) -> list[Found]:
         """Find the pills in an RGB frame (H, W, 3) uint8 of any size, in reading order.
@@ -129,53 +125,10 @@ class Locator:
         return find_pills(self.maps(frame), height, width, min_confidence)
 
     def maps(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """What the network answers for a frame: (S/4, S/4, 6) float32, 0 to 1.
-
-        It does not look at what only fills the frame up to a square: there it answers 0.
-        """
-        side = self.input_size_px
-        square = to_model_input(frame, side)
-        if not self._trims:
-            return self._run(square)
-        height, width = frame.shape[:2]
-        rows, columns = shown(height, width, side)
-        maps = np.zeros((side // STRIDE, side // STRIDE, N_MAPS), np.float32)
-        maps[in_cells(rows), in_cells(columns)] = self._run(square[rows, columns])
+        """What the network answers for a frame: (S/4, S/4, 6) float32, 0 to 1."""
+        square = to_model_input(frame, self.input_size_px)
+        maps: NDArray[np.float32] = self._model.run(square[None])[0]
         return maps
-
-    def _run(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        answers: NDArray[np.float32] = self._model.run(pixels[None])[0]
-        expected = (pixels.shape[0] // STRIDE, pixels.shape[1] // STRIDE, N_MAPS)
-        if answers.shape != expected:
-            found = f"maps {list(answers.shape)} of {list(pixels.shape)} pixels"
-            raise _no_locator(self._file, found)
-        return answers
-
-
-def shown(height_px: int, width_px: int, side_px: int) -> tuple[slice, slice]:
-    """Rows and columns of the square input of a frame that the network looks at.
-
-    The frame itself, and as much of what fills it up as makes the sides multiples of STEP_PX, as
-    the square's must be.
-
-    >>> shown(480, 640, 480)
-    (slice(48, 432, None), slice(0, 480, None))
-    """
-    scale = side_px / max(height_px, width_px)
-    rows, columns = (
-        -(-max(1, round(length * scale)) // STEP_PX) * STEP_PX for length in (height_px, width_px)
-    )
-    first_row, first_column = (side_px - rows) // 2, (side_px - columns) // 2
-    return slice(first_row, first_row + rows), slice(first_column, first_column + columns)
-
-
-def in_cells(pixels: slice) -> slice:
-    """The cells of a map that lie over those rows or columns of its input.
-
-    >>> in_cells(slice(48, 432))
-    slice(12, 108, None)
-    """
-    return slice(pixels.start // STRIDE, pixels.stop // STRIDE)
 
 
 def find_pills(
@@ -376,11 +329,6 @@ class _Placing:
         # Frame pixels for each cell, and the input's empty margin in cells.
         self.step = (STRIDE * width_px / scaled[0], STRIDE * height_px / scaled[1])
         self.margin = tuple((side - length) // 2 / STRIDE for length in scaled)
-        # Columns and rows of cells that show some of the frame.
-        self.inside = tuple(
-            slice(math.floor(margin), math.ceil(margin + length / STRIDE))
-            for margin, length in zip(self.margin, scaled, strict=True)
-        )
 
     def box(self, ends: NDArray[np.float32]) -> Box | None:
         """Left, top, right, bottom in cells -> a box in the frame; None when nothing is left."""
@@ -394,20 +342,16 @@ class _Placing:
         return min(max(round((end - self.margin[axis]) * self.step[axis]), 0), limit)
 
     def mask(self, covered: NDArray[np.float32], box: Box, least: float) -> NDArray[np.bool_]:
-        """Where the pill map (C, C) is at least `least`, at the pixels of a box.
-
-        Beyond the frame the map repeats its last cells: there is nothing, or what fills it up.
-        """
+        """Where the pill map (C, C) is at least `least`, at the pixels of a box."""
         x, y, width, height = box
-        left, top = self.inside[0].start, self.inside[1].start
         matrix = np.array(
             [
-                [1 / self.step[0], 0, (x + 0.5) / self.step[0] + self.margin[0] - 0.5 - left],
-                [0, 1 / self.step[1], (y + 0.5) / self.step[1] + self.margin[1] - 0.5 - top],
+                [1 / self.step[0], 0, (x + 0.5) / self.step[0] + self.margin[0] - 0.5],
+                [0, 1 / self.step[1], (y + 0.5) / self.step[1] + self.margin[1] - 0.5],
             ]
         )
         shares = cv2.warpAffine(
-            covered[self.inside[1], self.inside[0]], matrix, (width, height),
+            covered, matrix, (width, height),
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE,
         )  # fmt: skip
         mask: NDArray[np.bool_] = shares >= least

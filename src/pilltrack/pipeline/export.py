@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,14 +71,13 @@ def export_onnx(net: EmbeddingNet, input_size_px: int, path: Path) -> None:
 class Part:
     """A network with input (1, S, S, 3), and the (N, S, S, 3) uint8 images that set its ranges.
 
-    Along `open_axes` the file takes inputs of another length: 0, several images at once; 1 and 2,
-    of another size.
+    With `open_batch` the file takes several images at once.
     """
 
     net: torch.nn.Module
     input_size_px: int
     calibration: NDArray[np.uint8]
-    open_axes: Collection[int] = ()
+    open_batch: bool = False
 
 
 def export_litert(parts: Mapping[str, Part], recipe: Recipe, path: Path) -> None:
@@ -117,7 +116,7 @@ def export_litert(parts: Mapping[str, Part], recipe: Recipe, path: Path) -> None
         quantised = Path(directory) / "int8.tflite"
         quantiser = quantizer.Quantizer(str(floating), steps)
         quantiser.quantize(ranges.get_model_qsvs()).export_model(str(quantised))
-        edit(quantised, {signature: part.open_axes for signature, part in parts.items()})
+        edit(quantised, [signature for signature, part in parts.items() if part.open_batch])
         write_atomically(path, quantised.read_bytes())
 
 

@@ -1,23 +1,23 @@
 """What the exporter cannot be asked for, changed in the `.tflite` that it wrote.
 
 No answer changes by it, not by a bit: a map that is doubled is doubled by layers that the device's
-fast kernels know, and a network may take several images at once, or images of another size.
+fast kernels know, and a network may take several images at once.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 _TIMES = 2  # what a map grows by in each direction
 
 
-def edit(model: Path, open_axes: Mapping[str, Collection[int]]) -> None:
-    """Lay repeated values out anew, and open those axes under each signature, in the file.
+def edit(model: Path, open_batches: Collection[str]) -> None:
+    """Lay repeated values out anew, and open the first axis under those signatures, in the file.
 
-    What is under a signature must not hold a layer that fixes the length of an axis to be opened.
+    What is under such a signature must not hold a layer that fixes how many images there are.
     """
     from ai_edge_litert.tools import flatbuffer_utils
 
@@ -25,14 +25,11 @@ def edit(model: Path, open_axes: Mapping[str, Collection[int]]) -> None:
     for subgraph in content.subgraphs:
         _double_by_layout(content, subgraph)
     for definition in content.signatureDefs:
-        axes = open_axes[definition.signatureKey.decode()]
-        tensors = content.subgraphs[definition.subgraphIndex].tensors
-        for end in (*definition.inputs, *definition.outputs):
-            tensor = tensors[end.tensorIndex]
-            if axes:
-                tensor.shapeSignature = [
-                    -1 if axis in axes else int(length) for axis, length in enumerate(tensor.shape)
-                ]
+        if definition.signatureKey.decode() in open_batches:
+            tensors = content.subgraphs[definition.subgraphIndex].tensors
+            for end in (*definition.inputs, *definition.outputs):
+                tensor = tensors[end.tensorIndex]
+                tensor.shapeSignature = [-1, *(int(length) for length in tensor.shape[1:])]
     flatbuffer_utils.write_model(content, str(model))
 
 

@@ -28,15 +28,7 @@ from tqdm import tqdm
 import pilltrack
 from pilltrack.core.errors import GateFailed, StageFailed
 from pilltrack.core.files import write_atomically
-from pilltrack.core.locate import (
-    N_MAPS,
-    STRIDE,
-    Locator,
-    LocatorCard,
-    find_pills,
-    in_cells,
-    shown,
-)
+from pilltrack.core.locate import Locator, LocatorCard, find_pills
 from pilltrack.core.preprocess import to_model_input
 from pilltrack.core.second_look import LEAST_LOOKED_AT, LOOK_SHARE, SIGNATURE, closer
 from pilltrack.pipeline.capture import Photo
@@ -47,7 +39,6 @@ from pilltrack.pipeline.developed import developed
 from pilltrack.pipeline.export import Part, export_litert, float_depthwise, whole_int8
 from pilltrack.pipeline.fit import identity_of, write_history
 from pilltrack.pipeline.locator_data import (
-    ASPECTS,
     Example,
     cut_outs,
     example,
@@ -171,21 +162,17 @@ def train(
     batches = _batches(cutouts, settings, steps.done)
     net.train()
     bar = tqdm(batches, total=settings.steps, initial=steps.done, desc="locate", disable=None)
-    for shape, scenes in bar:
+    for scenes in bar:
         steps.begin()
         torch.manual_seed(settings.seed + HELD_OUT_SEED + steps.done)  # of the views
         images, maps, weights = (values.to(device) for values in scenes)
-        views = several_scenes((images, maps, weights), settings.views_per_scene, shape)
-        of_all = torch.zeros((), device=device)
-        for images, maps, weights in views:
-            with (
-                torch.autocast(device.type, torch.bfloat16, enabled=_bf16(settings, device)),
-                fast_depthwise(device),
-            ):
-                logits = net.logits(images)
-            share = len(images) / (len(scenes[0]) * settings.views_per_scene)
-            of_all = of_all + share * locator_loss(logits, maps, weights)
-        loss = steps.end(of_all, longest_gradient=10.0)
+        images, maps, weights = several_scenes(images, maps, weights, settings.views_per_scene)
+        with (
+            torch.autocast(device.type, torch.bfloat16, enabled=_bf16(settings, device)),
+            fast_depthwise(device),
+        ):
+            logits = net.logits(images)
+        loss = steps.end(locator_loss(logits, maps, weights), longest_gradient=10.0)
         bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
     net.cpu().eval()
     return steps.history
@@ -241,8 +228,8 @@ def calibration_images(
     ):
         frames.append(to_model_input(scene.frame, size))
         seed = (settings.seed, _STREAMS.index("calibration, crowd"), number)
-        for looked_at in (scene, scene_of([], size, seed, 0, CROWDED)):
-            looks += _looks(first, looked_at.frame, size)
+        for shown in (scene, scene_of([], size, seed, 0, CROWDED)):
+            looks += _looks(first, shown.frame, size)
     of_second = np.array(looks, np.uint8).reshape(-1, LOOK_PX, LOOK_PX, 3)
     return {FIRST_SIGNATURE: np.stack(frames), SIGNATURE: of_second}
 
@@ -250,26 +237,23 @@ def calibration_images(
 def export_locator(nets: TwoLooks, seen: Mapping[str, NDArray[np.uint8]], path: Path) -> None:
     """Write both networks as one int8 `.tflite`; depthwise layers of the second are in fp32.
 
-    The first takes frames that are no squares as well, the second several finds at once. `seen`
-    is what `calibration_images` returns; a black and a white image are added. Frames are squares
-    there: the exporter runs a network at one size only, and what fills them up is more of the same.
+    The second takes several finds at once. `seen` is what `calibration_images` returns; a black
+    and a white image are added.
     """
     frames, finds = seen[FIRST_SIGNATURE], seen[SIGNATURE]
     parts = {
-        FIRST_SIGNATURE: Part(nets.first, frames.shape[1], frames, open_axes=(1, 2)),
-        SIGNATURE: Part(nets.second, LOOK_PX, finds, open_axes=(0,)),
+        FIRST_SIGNATURE: Part(nets.first, frames.shape[1], frames),
+        SIGNATURE: Part(nets.second, LOOK_PX, finds, open_batch=True),
     }
     export_litert(parts, _recipe, path)
 
 
 def _looks(net: LocatorNet, frame: NDArray[np.uint8], size_px: int) -> Iterator[NDArray[np.uint8]]:
     """What the second network is shown of a frame."""
-    height, width = frame.shape[:2]
-    rows, columns = shown(height, width, size_px)
-    pixels = torch.from_numpy(to_model_input(frame, size_px)[rows, columns])[None].float()
-    maps = np.zeros((size_px // STRIDE, size_px // STRIDE, N_MAPS), np.float32)
+    pixels = torch.from_numpy(to_model_input(frame, size_px))[None].float()
     with torch.no_grad():
-        maps[in_cells(rows), in_cells(columns)] = net.eval()(pixels)[0].numpy()
+        maps = net.eval()(pixels)[0].numpy()
+    height, width = frame.shape[:2]
     for pill in find_pills(maps, height, width, LEAST_LOOKED_AT):
         yield closer(frame, pill.box, pill.length_px / LOOK_SHARE, LOOK_PX)
 
@@ -340,20 +324,12 @@ class _Scenes(torch.utils.data.Dataset[Example]):
     def __init__(self, cutouts: Sequence[Photo], settings: LocateParams) -> None:
         self.cutouts, self.settings = cutouts, settings
 
-    def __getitem__(self, drawn: tuple[int, tuple[int, int]]) -> Example:
-        number, shape = drawn
+    def __getitem__(self, number: int) -> Example:
         seed = (self.settings.seed, _STREAMS.index("train"), number)
         n_pills = None if number % CLUTTER_EVERY else 0
-        size_px = self.settings.input_size_px
-        scene = scene_of(self.cutouts, size_px, seed, n_pills, shape=shape)
+        scene = scene_of(self.cutouts, self.settings.input_size_px, seed, n_pills)
         frame = developed(scene.frame, np.random.default_rng((*seed, 1)))
-        return example(replace(scene, frame=frame), size_px)
-
-
-def _shape_of(settings: LocateParams, step: int) -> tuple[int, int]:
-    """Height and width of all frames of a training step; they lie, and are turned as views."""
-    rng = np.random.default_rng((settings.seed, _STREAMS.index("train"), step, 2))
-    return round(settings.input_size_px * float(rng.choice(ASPECTS))), settings.input_size_px
+        return example(replace(scene, frame=frame), self.settings.input_size_px)
 
 
 _STREAMS = (  # a seed holds its stream's place, so "choice" stays, though it is not drawn any more
@@ -379,21 +355,16 @@ def _scenes(
 
 def _batches(
     cutouts: Sequence[Photo], settings: LocateParams, done: int
-) -> Iterator[tuple[tuple[int, int], list[torch.Tensor]]]:
-    """The batches from step `done` on, each with the shape of its frames."""
+) -> Iterator[list[torch.Tensor]]:
+    """The batches from step `done` on."""
     size = settings.scenes_per_step
-    shapes = [_shape_of(settings, step) for step in range(done, settings.steps)]
-    plan = [
-        [(number, shape) for number in range(step * size, (step + 1) * size)]
-        for step, shape in enumerate(shapes, done)
-    ]
-    batches = torch.utils.data.DataLoader(
+    plan = [list(range(step * size, (step + 1) * size)) for step in range(done, settings.steps)]
+    yield from torch.utils.data.DataLoader(
         _Scenes(cutouts, settings),
         batch_sampler=plan,
         num_workers=settings.workers,
         worker_init_fn=one_thread,
     )
-    yield from zip(shapes, batches, strict=True)
 
 
 def _bf16(settings: LocateParams, device: torch.device) -> bool:

@@ -51,13 +51,12 @@ def scene_of(
     seed: Sequence[int],
     n_pills: int | None = None,
     crowd: int = 1,
-    shape: tuple[int, int] | None = None,
 ) -> Scene:
-    """The scene of a seed, `size_px` on its longer side, upright or lying, if not of `shape`."""
+    """The scene of a seed, `size_px` on its longer side, upright or lying."""
     rng = np.random.default_rng(seed)
     short = round(size_px * float(rng.choice(ASPECTS)))
-    drawn = (size_px, short) if rng.random() < 0.5 else (short, size_px)
-    return compose(cutouts, *(shape or drawn), rng, n_pills, crowd)
+    shape = (size_px, short) if rng.random() < 0.5 else (short, size_px)
+    return compose(cutouts, *shape, rng, n_pills, crowd)
 
 
 def example(scene: Scene, size_px: int) -> Example:

@@ -2,15 +2,13 @@
 
 A scene takes a processor 30 ms to compose, a GPU less than one to learn from. So each scene is
 seen several times: turned by quarters and mirrored, which moves its answers along exactly, and in
-other light, through other lenses (`views.Shots`). What fills a frame up to a square is cut off
-again: the network looks at as much of it as on the device (`core.locate.shown`).
+other light, through other lenses (`views.Shots`).
 """
 
 from __future__ import annotations
 
 import torch
 
-from pilltrack.core.locate import in_cells, shown
 from pilltrack.pipeline.views import Shots
 
 WAYS = 8  # to lay a square upon itself
@@ -18,25 +16,21 @@ STRENGTH = 0.4  # of the views: a scene was photographed once, and pills in it a
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def several_scenes(squares: Batch, count: int, shape: tuple[int, int]) -> list[Batch]:
+def several_scenes(
+    images: torch.Tensor, maps: torch.Tensor, weights: torch.Tensor, count: int
+) -> Batch:
     """`count` (1 to WAYS) views of each scene, each laid another way, drawn from torch's generator.
 
-    `squares` are images (N, S, S, 3) 0..255, maps (N, C, C, 6) and weights (N, C, C) as
-    `locator_data.example` makes them of frames of one `shape` (height, width). The views, float32,
-    come in one batch or two: turned by a quarter they have another shape.
+    Images (N, S, S, 3) 0..255, maps (N, C, C, 6) and weights (N, C, C) as `locator_data.example`
+    makes them -> the same with N * count, images float32.
     """
-    ways = torch.randperm(WAYS)[:count].tolist()
-    batches = []
-    for turned in (0, 4):
-        laid = [laid_another_way(*squares, way) for way in ways if way & 4 == turned]
-        if laid:
-            images, maps, weights = (torch.cat(parts) for parts in zip(*laid, strict=True))
-            shots = Shots(len(images), images.device, STRENGTH)
-            views = shots.take(images.float().permute(0, 3, 1, 2))
-            rows, columns = shown(*(shape[::-1] if turned else shape), views.shape[1])
-            cells = in_cells(rows), in_cells(columns)
-            batches.append((views[:, rows, columns], maps[:, *cells], weights[:, *cells]))
-    return batches
+    laid = [
+        laid_another_way(images, maps, weights, way)
+        for way in torch.randperm(WAYS)[:count].tolist()
+    ]
+    images, maps, weights = (torch.cat(parts) for parts in zip(*laid, strict=True))
+    shots = Shots(len(images), images.device, STRENGTH)
+    return shots.take(images.float().permute(0, 3, 1, 2)), maps, weights
 
 
 def laid_another_way(
