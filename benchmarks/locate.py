@@ -70,10 +70,9 @@ def main() -> None:
             scores = [find(frame, boxes) for frame, boxes in kept]
             figures = summary(*zip(*scores, strict=True))
             results.append({"set": name, "finder": finder, **figures})
-    timings = _timings(arguments.bundle)
     size = (arguments.bundle / LOCATOR_FILE).stat().st_size
-    report = {"results": results, "latency_ms": timings, "bytes": size}
-    print(_markdown(results, timings))
+    report = {"results": results, "bytes": size}
+    print(_markdown(results))
     print(json.dumps(report))
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -159,23 +158,7 @@ def seconds_of(step: Callable[[], T]) -> tuple[T, float]:
     return result, time.perf_counter() - start
 
 
-def _timings(bundle: Path) -> dict[str, float]:
-    """Median and 99th percentile of a 640 x 480 frame with 20 pills, whole path."""
-    scene = scene_of(rendered_cut_outs(20, SEED), LONGER_SIDE_PX, (SEED, 99), 20)
-    frame = cv2.resize(scene.frame, (640, 480), interpolation=cv2.INTER_AREA)
-    timings = {}
-    for threads in (1, 2):
-        locator = open_locator(bundle, threads=threads)
-        durations = [
-            1000 * seconds_of(lambda: locator.locate(frame))[1]  # noqa: B023
-            for _ in range(220)
-        ]
-        timings[f"threads_{threads}_p50"] = float(np.median(durations[20:]))
-        timings[f"threads_{threads}_p99"] = float(np.quantile(durations[20:], 0.99))
-    return timings
-
-
-def _markdown(results: list[dict[str, Any]], timings: dict[str, float]) -> str:
+def _markdown(results: list[dict[str, Any]]) -> str:
     lines = [
         "| frames | finder | n | pills | recall | precision | AP50 | exact count | false finds |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -186,7 +169,6 @@ def _markdown(results: list[dict[str, Any]], timings: dict[str, float]) -> str:
         lines.append(
             f"| {row['set']} | {row['finder']} | {row['frames']} | {row['pills']} | {figures} |"
         )
-    lines += ["", *(f"{name}: {value:.2f} ms" for name, value in timings.items())]
     return "\n".join(lines)
 
 
