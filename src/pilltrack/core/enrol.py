@@ -25,9 +25,8 @@ def pills_to_enrol(locator: Locator, photo: Photo) -> list[Found]:
     """Find the pills in a photo (H, W, 3) uint8 to enrol, also one that nearly fills it.
 
     Where the locator finds nothing, it looks once more at the photo amid its repeated border,
-    three times as large; then only pills count that are longer than half of the photo. Of 120
-    rendered close-ups a locator that was trained on trays alone finds 90 so instead of 33, one
-    that has seen close-ups 90 instead of 83; where there is no pill, 2 of 271 scenes are lost.
+    three times as large; then only pills count that are longer than half of the photo. A locator
+    learns from trays, in which no pill is so large (docs/lab-log.md).
 
     Raises as `Locator.locate`.
     """

@@ -225,7 +225,7 @@ def crop(frame: NDArray[np.uint8], found: Found) -> NDArray[np.uint8]:
 
     L is at most MAX_CROP_PX. The square is upright as the frame is; the pill's length takes
     PILL_SHARE of its side, so a pill is as large in its crop however it is turned. Its surroundings
-    stay: painted over they cost 5 of 100 pills (docs/results/locate.md). Beyond the frame's
+    stay: painted over they cost 4 of 100 pills (docs/results/locate.md). Beyond the frame's
     border its outermost pixels are repeated.
     """
     side = max(1, round(found.length_px / PILL_SHARE))
