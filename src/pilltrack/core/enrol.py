@@ -26,7 +26,7 @@ def pills_to_enrol(locator: Locator, photo: Photo) -> list[Found]:
 
     Where the locator finds nothing, it looks once more at the photo amid its repeated border,
     three times as large; then only pills count that are longer than half of the photo. A locator
-    learns from trays, in which no pill is so large (docs/lab-log.md).
+    sees few so large while it learns.
 
     Raises as `Locator.locate`.
     """
