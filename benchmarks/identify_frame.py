@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
-from locate import SEED, seconds_of
+from locate import SEED
 
 from pilltrack.core.bench import fill_up, this_machine
 from pilltrack.core.decide import decide
@@ -28,6 +31,7 @@ N_PILLS, N_REFERENCES, N_RUNS = 10, 10_000, 200
 FRAME = (640, 480)
 STEPS = ("maps", "read", "locate", "crop", "embed", "search", "decide", "identify")
 Frame = np.ndarray
+T = TypeVar("T")
 
 
 def main() -> None:
@@ -78,6 +82,13 @@ def timed(identifier: Identifier, frame: Frame) -> list[float]:
     _, decide_s = seconds_of(lambda: [decide(c, identifier.calibration) for c in candidates])
     _, whole_s = seconds_of(lambda: identifier.identify(frame))
     return [maps_s, read_s, locate_s, crop_s, embed_s, search_s, decide_s, whole_s]
+
+
+def seconds_of(step: Callable[[], T]) -> tuple[T, float]:
+    """What a step returns and how long it took."""
+    start = time.perf_counter()
+    result = step()
+    return result, time.perf_counter() - start
 
 
 if __name__ == "__main__":

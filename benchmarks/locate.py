@@ -15,10 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import cv2
 import numpy as np
@@ -38,7 +37,6 @@ from pilltrack.pipeline.locator_data import cut_outs, rendered_cut_outs, scene_o
 from pilltrack.pipeline.table import load_images
 from pilltrack.pipeline.yolo import first_copies, opened
 
-T = TypeVar("T")
 Frame = NDArray[np.uint8]
 Finder = Callable[[Frame, Boxes], tuple[FrameScore, FrameScore]]  # sure finds, every find
 LONGER_SIDE_PX = 640
@@ -149,13 +147,6 @@ def _photos(archive: Path, split: str) -> list[tuple[Frame, Boxes]]:
         (frame, photo.boxes_px(*frame.shape[:2]))
         for frame, photo in zip(frames, photos, strict=True)
     ]
-
-
-def seconds_of(step: Callable[[], T]) -> tuple[T, float]:
-    """What a step returns and how long it took."""
-    start = time.perf_counter()
-    result = step()
-    return result, time.perf_counter() - start
 
 
 def _markdown(results: list[dict[str, Any]]) -> str:

@@ -77,6 +77,10 @@ class LiteRTModel:
         self._file, self._refusal = model, refusal
         self.quantisation = np.dtype(inputs[0]["dtype"]).name
         self._lock = threading.Lock()
+        # A signature prepares at its first run only, and what a file leaves open may be a lie: let
+        # neither be a user's.
+        if signature is not None or self._batch > 1:
+            self.run(np.zeros((min(2, self._batch), *self.input_shape[1:]), np.uint8))
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """What the model answers for images (N, S, S, 3), at least one: its outputs (N, ...).
@@ -104,9 +108,7 @@ class LiteRTModel:
         if signature is not None:
             runner: Any = self._interpreter.get_signature_runner(signature)
             inputs, outputs = runner.get_input_details(), runner.get_output_details()
-            ((name, taken), *more), (answer, *_) = inputs.items(), outputs
-            if not more:  # it prepares at its first run only: let that not be a user's
-                runner(**{name: np.zeros(taken["shape"], taken["dtype"])})
+            (name, *_), (answer, *_) = inputs, outputs
             self._invoke = lambda codes: runner(**{name: codes})[answer]
             return list(inputs.values()), list(outputs.values())
         interpreter: Any = self._interpreter

@@ -61,8 +61,6 @@ class SecondLook:
         self._model = LiteRTModel(
             model, model_bytes, fits=_fits, refusal=_no_look, threads=threads, signature=SIGNATURE
         )
-        size_px = self._model.input_size_px
-        self._model.run(np.zeros((2, size_px, size_px, 3), np.uint8))  # or refuse it now
 
     def confidences(
         self, frame: NDArray[np.uint8], finds: Sequence[Find], sure: float = SURE
