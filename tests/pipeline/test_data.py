@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+from multiprocessing.connection import Client
+from multiprocessing.resource_sharer import DupFd
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -14,6 +20,7 @@ from pilltrack.pipeline.data import (
     Captures,
     appearance_of,
     batch_plan,
+    begin_worker,
     load_batches,
     shares_of_rank,
 )
@@ -115,6 +122,51 @@ def test_the_number_of_workers_does_not_change_a_pixel(
         assert [tuple(view.shape) for view in none[0]] == [(8, 48, 48, 3), (8, 32, 32, 3)]
         assert all(a.equal(b) for a, b in zip(none[0], two[0], strict=True))
         assert none[1].equal(two[1])
+
+
+class _HandedOver(torch.utils.data.Dataset[int]):
+    """Each item hands a file over, as a worker does with tensors, to one who leaves at once."""
+
+    def __getitem__(self, index: int) -> int:
+        with Path(os.devnull).open() as file:
+            handle = DupFd(file.fileno())
+        address, _ = handle._id  # type: ignore[attr-defined]
+        Client(address).close()  # before the two have made sure of each other
+        os.close(handle.detach())  # the thread that hands over is done with the first
+        return index
+
+    def __len__(self) -> int:
+        return 2
+
+
+def test_worker_is_quiet_when_the_training_is_interrupted(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    loader = torch.utils.data.DataLoader(
+        _HandedOver(), batch_size=None, num_workers=1, worker_init_fn=begin_worker
+    )
+    assert list(loader) == [0, 1]
+    assert capfd.readouterr().err == ""
+
+
+class _Asked(torch.utils.data.Dataset[int]):
+    def __getitem__(self, index: int) -> int:
+        os.kill(os.getpid(), signal.SIGINT)
+        sys.excepthook(KeyError, KeyError("a fault of another kind"), None)
+        return index
+
+    def __len__(self) -> int:
+        return 1
+
+
+def test_worker_leaves_ctrl_c_to_the_training_and_tells_of_other_faults(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    loader = torch.utils.data.DataLoader(
+        _Asked(), batch_size=None, num_workers=1, worker_init_fn=begin_worker
+    )
+    assert list(loader) == [0]
+    assert "a fault of another kind" in capfd.readouterr().err
 
 
 def test_labels_tell_pills_and_sides_apart(photos: tuple[Path, list[ImageRow]]) -> None:

@@ -8,8 +8,11 @@ workers or more processes see the same images.
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 import torch
@@ -145,16 +148,27 @@ def shares_of_rank(plan: list[list[Item]], rank: int, world: int) -> list[list[I
 def load_batches(captures: Captures, plan: list[list[Item]], workers: int) -> Iterator[Batch]:
     """Yield ([images (B, S, S, 3) uint8 for each size], pills (B,), appearances (B,)) in order."""
     loader = torch.utils.data.DataLoader(
-        captures, batch_sampler=plan, num_workers=workers, worker_init_fn=one_thread
+        captures, batch_sampler=plan, num_workers=workers, worker_init_fn=begin_worker
     )
     yield from loader
 
 
-def one_thread(worker: int) -> None:
-    """Keep a loading process to one core, and let the training's threads go first."""
+def begin_worker(worker: int) -> None:
+    """Keep a loading process to one core, after the training's threads, and quiet at Ctrl-C."""
     import cv2
 
     # The network's threads wait for one another: a core taken from one of them stalls all.
     os.nice(19)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the training's to answer
+    sys.excepthook = _unless_left
+
+
+def _unless_left(
+    kind: type[BaseException], error: BaseException, where: TracebackType | None
+) -> None:
+    """What a dataset raises travels to the training; here only a thread that hands tensors over
+    complains, and an interrupted training takes no more of them."""
+    if not isinstance(error, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, where)

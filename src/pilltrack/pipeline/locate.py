@@ -32,7 +32,7 @@ from pilltrack.core.locate import Locator, LocatorCard, find_pills
 from pilltrack.core.preprocess import to_model_input
 from pilltrack.core.second_look import LEAST_LOOKED_AT, LOOK_SHARE, SIGNATURE, closer
 from pilltrack.pipeline.capture import Photo
-from pilltrack.pipeline.data import one_thread
+from pilltrack.pipeline.data import begin_worker
 from pilltrack.pipeline.depthwise import fast_depthwise
 from pilltrack.pipeline.detections import score_locator, summary
 from pilltrack.pipeline.developed import developed
@@ -363,7 +363,7 @@ def _batches(
         _Scenes(cutouts, settings),
         batch_sampler=plan,
         num_workers=settings.workers,
-        worker_init_fn=one_thread,
+        worker_init_fn=begin_worker,
     )
 
 

@@ -36,7 +36,7 @@ from pilltrack.core.second_look import (
 )
 from pilltrack.core.tensors import write_tensors
 from pilltrack.pipeline.capture import Photo
-from pilltrack.pipeline.data import one_thread
+from pilltrack.pipeline.data import begin_worker
 from pilltrack.pipeline.developed import smoothed
 from pilltrack.pipeline.locator_data import scene_of
 from pilltrack.pipeline.models import STARTER, load_network, place
@@ -178,7 +178,7 @@ def train_second_look(
         _Batches(finds, settings, steps.done),
         batch_size=None,
         num_workers=settings.workers,
-        worker_init_fn=one_thread,
+        worker_init_fn=begin_worker,
     )
     bar = tqdm(
         batches, initial=steps.done, total=settings.look_steps, desc="second look", disable=None
@@ -202,7 +202,7 @@ def _found(
         batch_size=None,
         sampler=numbers,
         num_workers=settings.workers,
-        worker_init_fn=one_thread,
+        worker_init_fn=begin_worker,
     )
     parts = []
     for part in scenes:  # copied: a worker's arrays hold a file each
