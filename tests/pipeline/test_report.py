@@ -451,6 +451,19 @@ def test_a_bundle_with_another_gallery_is_not_this_runs(
     assert "of another run (other gallery)" in comment
 
 
+def test_a_bundle_that_leaves_enrolling_to_the_device_is_this_runs(
+    artifacts: Path, params: Params, tmp_path: Path
+) -> None:
+    empty = params.model_copy(
+        update={"package": params.package.model_copy(update={"gallery": "empty"})}
+    )
+    _write_run(artifacts, empty)
+    package.main(empty, artifacts)
+    _, comment = _texts(empty, artifacts, tmp_path)
+    assert "another run" not in comment
+    assert "crop to decision, 1 thread, nothing enrolled | p50" in comment
+
+
 def test_a_bundle_of_another_model_is_not_this_runs(
     artifacts: Path, params: Params, tmp_path: Path
 ) -> None:

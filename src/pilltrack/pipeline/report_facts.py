@@ -80,9 +80,7 @@ def gather(
     test, seen, new, strangers = verdict.measured_test(metrics, settings)
     broken = broken_limits(metrics, settings)
     comparison, then = _comparison(metrics, earlier, settings.captures)
-    speed, bundle_digests = _bundle(
-        artifacts, results.calibration, params.digest(), data_digest, space
-    )
+    speed, bundle_digests = _bundle(artifacts, results.calibration, params, data_digest, space)
     gallery_file = artifacts / "enroll" / GALLERY_FILE
     return Facts(
         name=params.package.name,
@@ -154,30 +152,30 @@ def _require_one_run(params: Params, results: Results, data_digest: str, space: 
 def _bundle(
     artifacts: Path,
     calibration: Calibration | None,
-    params_digest: str,
+    params: Params,
     data_digest: str,
     space: str,
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """Latency and digests of the bundle, or why there are none."""
     directory, label = artifacts / "package" / "bundle", "crop to decision, 1 thread"
+    if params.package.gallery == "empty":
+        label += ", nothing enrolled"
     if not directory.is_dir():
         return [(label, "not measured: there is no bundle")], [("bundle", "none was made")]
     if calibration is None:
         old = "none was made; the one in package/ is of an earlier run"
         return [(label, "not measured: there is no bundle of this run")], [("bundle", old)]
     manifest = read_bundle(directory)
-    gallery = hashlib.sha256((artifacts / "enroll" / GALLERY_FILE).read_bytes()).hexdigest()
-    others = [
-        what
-        for what, found, expected in (
-            ("data", manifest.data_digest, data_digest),
-            ("params", manifest.params_digest, params_digest),
-            ("model", manifest.space, space),
-            ("gallery", manifest.files[GALLERY_FILE].sha256, gallery),
-            ("calibration", manifest.calibration, calibration),
-        )
-        if found != expected
+    compared = [
+        ("data", manifest.data_digest, data_digest),
+        ("params", manifest.params_digest, params.digest()),
+        ("model", manifest.space, space),
+        ("calibration", manifest.calibration, calibration),
     ]
+    if params.package.gallery == "enrolled":
+        gallery = hashlib.sha256((artifacts / "enroll" / GALLERY_FILE).read_bytes()).hexdigest()
+        compared.insert(3, ("gallery", manifest.files[GALLERY_FILE].sha256, gallery))
+    others = [what for what, found, expected in compared if found != expected]
     if others:
         old = f"of another run (other {', '.join(others)}): run `dvc repro`"
         return [(label, "not measured: the bundle is of another run")], [("bundle", old)]
