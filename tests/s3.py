@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import itertools
 import os
 import random
 import shutil
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +81,60 @@ def start(directory: Path) -> Server:
 
 def stop(directory: Path) -> None:
     subprocess.run([SCRIPT, "stop", directory], check=True, timeout=30)
+
+
+@contextlib.contextmanager
+def door(to: Server, puts: int) -> Iterator[tuple[str, threading.Event]]:
+    """A way to the server that lets `puts` objects in: its address, and whether one more waits.
+
+    An object more, and all after it, wait until the door is taken away, then their connections end.
+    """
+    number, waits, gone = itertools.count(1), threading.Event(), threading.Event()
+
+    class Door(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def pass_on(self) -> None:
+            if self.command == "PUT" and next(number) > puts:
+                waits.set()
+                gone.wait()
+                self.close_connection = True
+                return
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            behind = http.client.HTTPConnection(to.endpoint.removeprefix("http://"), timeout=60)
+            with contextlib.closing(behind):
+                behind.putrequest(
+                    self.command, self.path, skip_host=True, skip_accept_encoding=True
+                )
+                for name, value in self.headers.items():
+                    if name.lower() not in ("connection", "expect"):
+                        behind.putheader(name, value)
+                behind.endheaders(body)
+                answer = behind.getresponse()
+                text = answer.read()
+            self.send_response_only(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() not in ("connection", "content-length", "transfer-encoding"):
+                    self.send_header(name, value)
+            if self.command == "HEAD":
+                self.send_header("Content-Length", answer.getheader("Content-Length") or "0")
+            else:
+                self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = pass_on  # noqa: N815
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Door) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", waits
+        finally:
+            gone.set()
+            server.shutdown()
 
 
 def free_ports(count: int) -> int:
