@@ -192,7 +192,7 @@ def test_another_version_of_preprocessing_is_another_space(
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        (lambda m: m.update(format=5), "format 5; expected format 6"),
+        (lambda m: m.update(format=6), "format 6; expected format 7"),
         (lambda m: m.update(format="1"), "format '1'"),
         (lambda m: m.update(format=True), "format True"),
         (lambda m: m.pop("format"), "format None"),

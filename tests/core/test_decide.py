@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pilltrack.core.decide import REJECT_EVERYTHING, Calibration, decide
+from pilltrack.core.decide import (
+    REJECT_EVERYTHING,
+    Calibration,
+    Rule,
+    SmallerGallery,
+    decide,
+)
 from pilltrack.core.gallery import Candidate
 from pilltrack.core.metrics import just_above
 from tests.calibrations import calibration
@@ -125,4 +131,41 @@ def test_evidence_that_cannot_prove_its_bound_is_refused(evidence: dict[str, flo
     content = calibration().model_dump()
     content["evidence"] |= evidence
     with pytest.raises(ValidationError, match="pills cannot prove at most"):
+        Calibration(**content)
+
+
+def _smaller(gallery_size: int, threshold: float, upper: float = 0.01) -> SmallerGallery:
+    return SmallerGallery(
+        gallery_size=gallery_size, threshold=threshold, fpir_upper=upper, misnamed_upper=upper
+    )
+
+
+def test_rule_is_that_of_the_next_larger_gallery_proven() -> None:
+    content = calibration().model_dump() | {"gallery_size": 100}
+    limits = Calibration(**content | {"smaller": (_smaller(5, 0.2), _smaller(20, 0.3))})
+    asked = {n: limits.rule_for(n).threshold for n in (0, 1, 5, 6, 20, 21, 100, 101, 5000)}
+    assert asked == {
+        0: 0.2, 1: 0.2, 5: 0.2, 6: 0.3, 20: 0.3, 21: 0.5, 100: 0.5, 101: 0.5, 5000: 0.5
+    }  # fmt: skip
+    assert limits.rule_for(5).margin == limits.margin
+    assert calibration().rule_for(1) == Rule(threshold=0.5, margin=0.1)
+    assert Calibration.model_validate_json(limits.model_dump_json()) == limits
+
+
+@pytest.mark.parametrize(
+    ("smaller", "message"),
+    [
+        ([_smaller(20, 0.3), _smaller(5, 0.2)], "not in order of size"),
+        ([_smaller(5, 0.3), _smaller(20, 0.2)], "not in order of size"),
+        ([_smaller(5, 0.6)], "not in order of size"),
+        ([_smaller(100, 0.2)], "not in order of size"),
+        ([_smaller(5, 0.2, upper=0.011)], "fpir of up to 0.01100 with 5 pills"),
+        ([_smaller(5, 0.2, upper=0.001)], "fpir of up to 0.00100 with 5 pills"),
+    ],
+)
+def test_thresholds_of_smaller_galleries_out_of_order_or_unproven_are_refused(
+    smaller: list[SmallerGallery], message: str
+) -> None:
+    content = calibration().model_dump() | {"gallery_size": 100, "smaller": tuple(smaller)}
+    with pytest.raises(ValidationError, match=message):
         Calibration(**content)

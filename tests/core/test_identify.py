@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pilltrack.core import bundle as bundle_module
 from pilltrack.core.bundle import write_bundle
-from pilltrack.core.decide import Decision
+from pilltrack.core.decide import Decision, SmallerGallery
 from pilltrack.core.embedder import open_embedder
 from pilltrack.core.errors import BundleRejected, SpaceMismatch, StageFailed
 from pilltrack.core.gallery import Candidate, Gallery, Reference
@@ -92,6 +92,19 @@ def test_every_pill_in_a_frame_is_decided_by_itself() -> None:
         zip(boxes, ("north", "east"), strict=True)
     )
     assert {pill.confidence for pill in pills} == {0.8}
+
+
+def test_few_pills_are_decided_by_the_rule_for_few() -> None:
+    few = SmallerGallery(gallery_size=2, threshold=0.5, fpir_upper=0.01, misnamed_upper=0.01)
+    limits = calibration(PLANE, threshold=0.99).model_copy(update={"smaller": (few,)})
+    reddish = frame((200, 60, 0))
+    with plane_gallery() as gallery:
+        [decision] = identify_crops([reddish], Compass(), gallery, limits)
+        assert (decision.kind, decision.pill) == ("known", "east")
+        assert decision.score < 0.99
+        gallery.enrol([Reference("west", "", "w.png")], np.array([[-1, 0]], np.float32))
+        [decision] = identify_crops([reddish], Compass(), gallery, limits)
+        assert decision.kind == "unknown"
 
 
 def test_one_listed_candidate_still_sees_its_rival() -> None:

@@ -40,6 +40,7 @@ def test_record_names_bundle_rule_gallery_crops_and_what_was_decided(tmp_path: P
     made = decision_record(
         time=NOON,
         manifest=manifest,
+        rule=manifest.calibration.rule_for(1),
         gallery="b" * 64,
         pills=pills,
         crops=[noise(1), noise(2)],
@@ -91,7 +92,14 @@ def test_record_names_bundle_rule_gallery_crops_and_what_was_decided(tmp_path: P
 def test_pills_and_crops_must_be_as_many(tmp_path: Path) -> None:
     manifest = read_bundle(tiny_bundle(tmp_path, "aspirin", np.zeros((20, 20, 3), np.uint8)))
     with pytest.raises(ValueError, match="zip"):
-        decision_record(time=NOON, manifest=manifest, gallery="b" * 64, pills=[], crops=[noise(1)])
+        decision_record(
+            time=NOON,
+            manifest=manifest,
+            rule=manifest.calibration,
+            gallery="b" * 64,
+            pills=[],
+            crops=[noise(1)],
+        )
 
 
 @settings(max_examples=100, deadline=None)

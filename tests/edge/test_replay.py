@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pilltrack.core.decide import Calibration
+from pilltrack.core.decide import Calibration, SmallerGallery
 from pilltrack.core.errors import BundleRejected, InputRejected, SpaceMismatch, StageFailed
 from pilltrack.core.gallery import Reference
 from pilltrack.core.identify import IdentifiedPill, Identifier, identify_crops, open_identifier
@@ -141,9 +142,15 @@ def test_another_space_is_refused_and_both_are_named(identifier: Identifier, log
         replayed(log, 1, identifier)
 
 
-@pytest.mark.parametrize("changed", [{"threshold": 0.5}, {"margin": 0.25}])
+IN_SMALL = SmallerGallery(gallery_size=5, threshold=0.5, fpir_upper=0.049, misnamed_upper=0.049)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"threshold": 0.5}, {"margin": 0.25}, {"gallery_size": 9, "smaller": (IN_SMALL,)}],
+)
 def test_another_rule_is_refused_and_both_are_named(
-    changed: dict[str, float], identifier: Identifier, log: AuditLog
+    changed: dict[str, Any], identifier: Identifier, log: AuditLog
 ) -> None:
     log.append(recorded(identifier), CROPS)
     rule: Calibration = identifier.calibration.model_copy(update=changed)
@@ -178,6 +185,7 @@ def recorded(
     return decision_record(
         time=NOON,
         manifest=identifier.manifest,
+        rule=identifier.rule,
         gallery=gallery_digest(identifier.gallery),
         pills=pills,
         crops=crops,

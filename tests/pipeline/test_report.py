@@ -331,6 +331,9 @@ def test_a_calibration_of_another_model_is_refused(
         report(params, artifacts, tmp_path, against=None)
 
 
+SMALLER = {"gallery_size": 5, "threshold": 0.71, "fpir_upper": 0.34567, "misnamed_upper": 0.29}
+
+
 @pytest.mark.parametrize(
     ("update", "message"),
     [
@@ -344,6 +347,14 @@ def test_a_calibration_of_another_model_is_refused(
         ({"n_stranger_pills": 9}, r"n_stranger_pills 8 in metrics\.json, 9"),
         ({"fpir_upper": 0.36}, r"fpir_upper 0\.35 in metrics\.json, 0\.36"),
         ({"misnamed": "much"}, r"not a calibration"),
+        (
+            {"smaller": [SMALLER | {"threshold": 0.72}]},
+            r"threshold of 5 pills 0\.71 in m.* 0\.72 in c",
+        ),
+        (
+            {"smaller": [SMALLER | {"gallery_size": 6}]},
+            r"metrics\.json lacks the threshold of 6 pills",
+        ),
     ],
 )
 def test_a_calibration_that_says_something_else_is_refused(
@@ -418,6 +429,14 @@ def test_each_pill_has_one_vote_when_outcomes_are_counted(
     _write_run(artifacts, params, [*rows, *more])  # of one stranger many more photos
     page, _ = _texts(params, artifacts, tmp_path)
     assert "Of 100 photos of pills that are not enrolled, 9 are accepted" in _parse(page).text
+
+
+def test_page_says_what_thresholds_fewer_pills_have(
+    artifacts: Path, params: Params, tmp_path: Path
+) -> None:
+    page, _ = _texts(params, artifacts, tmp_path)
+    text = " ".join(_parse(page).text.split())
+    assert "up to 5 0.7100 1.2 % (at most 34.6 %) 2.3 % (at most 29.0 %) 3.5 %" in text
 
 
 def test_a_bundle_of_other_data_is_not_this_runs(
@@ -1172,6 +1191,24 @@ def _metrics(params: Params, rows: Sequence[OutcomeRow] | None = None) -> dict[s
             "n_mated_pills": 14,
         },
         "model": {"int8_bytes": 3255152},
+        "smaller_galleries": {
+            "5": {
+                "threshold": 0.71,
+                "fpir": 0.0123,
+                "fpir_upper": 0.34567,
+                "misnamed": 0.0234,
+                "misnamed_upper": 0.29,
+                "fnir": 0.0345,
+            },
+            "10": {  # breaks the promise of 40 % strangers
+                "threshold": 0.81,
+                "fpir": 0.2,
+                "fpir_upper": 0.41,
+                "misnamed": 0.1,
+                "misnamed_upper": 0.29,
+                "fnir": 0.1,
+            },
+        },
         "test": {captures: test},
     }
 
@@ -1263,7 +1300,8 @@ def _write_run(
     write_outcomes(evaluate / "outcomes.csv", rows)
     space = open_embedder(artifacts / "convert" / "model.tflite").space
     rule = Rule(threshold=0.9, margin=margin)
-    calibration = calibration_of(rule, metrics, settings, space)
+    calibration = calibration_of(rule, {5: 0.71, 10: 0.81}, metrics, settings, space)
+    assert [size.gallery_size for size in calibration.smaller] == [5]
     (evaluate / "calibration.json").write_text(calibration.model_dump_json())
 
 

@@ -32,7 +32,7 @@ from pilltrack.core.gallery import Gallery, read_background, read_space
 from pilltrack.core.locate import Locator, LocatorCard
 from pilltrack.core.probes import Picture, promise, read_probes, save_probes
 
-FORMAT: Final = 6
+FORMAT: Final = 7
 MANIFEST_FILE = "manifest.json"
 GALLERY_FILE = "gallery.safetensors"
 LOCATOR_FILE = "locator.tflite"
@@ -68,7 +68,7 @@ class FileRecord(_Part):
 class Manifest(_Part):
     """The content of manifest.json; `pills` maps each pill to its metadata (NDC, name, ...)."""
 
-    format: Literal[6]
+    format: Literal[7]
     name: str = Field(min_length=1)
     git_commit: str
     data_digest: str

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -52,17 +53,35 @@ class Evidence(BaseModel):
     fnir: float = Field(ge=0, le=1)
 
 
+class SmallerGallery(BaseModel):
+    """The threshold for galleries of at most `gallery_size` pills, with the same margin.
+
+    Few pills are few that a stranger can be taken for, so a lower threshold keeps the same
+    promises. The upper bounds are what test pills prove of galleries of `gallery_size` pills, drawn
+    from all that were enrolled; in a still smaller gallery both errors are rarer.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    gallery_size: int = Field(ge=1)
+    threshold: float
+    fpir_upper: float = Field(ge=0, le=1)
+    misnamed_upper: float = Field(ge=0, le=1)
+
+
 class Calibration(Rule):
     """The rule, what it promises, and on what evidence.
 
     Promised, each with `confidence`: of photos of the next stranger at most the share `fpir` is
     accepted; of photos of the next enrolled pill, trained on or not, at most the share `misnamed`
-    gets another pill's name. Both are for a gallery of `gallery_size` pills; `captures` tells
-    whether they were measured on real or simulated captures. The rule is for scores held against a
-    background of `background_size` embeddings: with another, all three are void.
+    gets another pill's name. Both are for a gallery of `gallery_size` pills, and with the
+    thresholds of `smaller`, in order of size, for smaller ones; `captures` tells whether they were
+    measured on real or simulated captures. The rule is for scores held against a background of
+    `background_size` embeddings: with another, all three are void.
 
     Raises ValidationError for evidence that does not bear out a promise: a bound above it, below
-    what was measured, or below what so few pills can prove.
+    what was measured, or below what so few pills can prove; and for thresholds that fall as
+    galleries grow.
     """
 
     space: str = Field(min_length=1)
@@ -73,6 +92,7 @@ class Calibration(Rule):
     background_size: int = Field(ge=0, default=0)
     captures: str = Field(min_length=1)
     evidence: Evidence
+    smaller: tuple[SmallerGallery, ...] = ()
 
     @model_validator(mode="after")
     def _borne_out(self) -> Calibration:
@@ -84,9 +104,26 @@ class Calibration(Rule):
             provable = 1 - (1 - self.confidence) ** (1 / n_pills)  # by n pills without an error
             if upper > promised:
                 raise ValueError(f"{harm} of up to {upper:.5f} against a promise of {promised:.5f}")
+            for size in self.smaller:
+                bound: float = getattr(size, f"{harm}_upper")
+                if not provable - 1e-5 <= bound <= promised:
+                    raise ValueError(f"{harm} of up to {bound:.5f} with {size.gallery_size} pills")
             if upper < measured or upper < provable - 1e-5:
                 raise ValueError(f"{harm}: {n_pills} pills cannot prove at most {upper:.5f}")
+        sizes: list[SmallerGallery | Calibration] = [*self.smaller, self]
+        for less, more in pairwise(sizes):
+            if less.gallery_size >= more.gallery_size or less.threshold > more.threshold:
+                raise ValueError(f"threshold of {less.gallery_size} pills: not in order of size")
         return self
+
+    def rule_for(self, n_pills: int) -> Rule:
+        """The rule for a gallery of `n_pills` pills: that of the next larger size it is proven for.
+
+        Of a gallery of more than `gallery_size` pills nothing is promised.
+        """
+        sizes: tuple[SmallerGallery | Calibration, ...] = (*self.smaller, self)
+        fitting = next((size for size in sizes if size.gallery_size >= n_pills), self)
+        return Rule(threshold=fitting.threshold, margin=self.margin)
 
 
 @dataclass(frozen=True)

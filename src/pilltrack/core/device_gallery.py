@@ -71,6 +71,12 @@ class DeviceGallery:
         """List the enrolled pills of both, sorted."""
         return sorted({*self.bundled.pills(), *self.local.pills()})
 
+    @property
+    def n_pills(self) -> int:
+        """How many pills are enrolled in either."""
+        ours, theirs = self.bundled.n_pills, self.local.n_pills
+        return len(self.pills()) if ours and theirs else ours + theirs
+
     def references(self, pill: str | None = None) -> list[Reference]:
         """List the references of a pill, or all, of both, sorted by (pill, side, image)."""
         return sorted([*self.bundled.references(pill), *self.local.references(pill)])

@@ -211,6 +211,12 @@ class Gallery:
         with self._lock:
             return sorted(self._ids_of)
 
+    @property
+    def n_pills(self) -> int:
+        """How many pills are enrolled."""
+        with self._lock:
+            return len(self._ids_of)
+
     def counts(self) -> dict[str, int]:
         """Map each pill to how many references it has, in order of name."""
         with self._lock:

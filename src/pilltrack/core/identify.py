@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilltrack.core.bundle import GALLERY_FILE, LOCATOR_FILE, Manifest, read_bundle
-from pilltrack.core.decide import Calibration, Decision, decide
+from pilltrack.core.decide import Calibration, Decision, Rule, decide
 from pilltrack.core.device_gallery import DeviceGallery
 from pilltrack.core.embedder import Embedder, open_embedder
 from pilltrack.core.errors import BundleRejected, SpaceMismatch
@@ -75,7 +75,8 @@ def identify_crops(
 ) -> list[Decision]:
     """Identify the one pill in each RGB crop (H, W, 3) uint8.
 
-    Each decision lists at most `n_candidates` >= 1 pills, best first.
+    Each decision lists at most `n_candidates` >= 1 pills, best first, and is made by the rule for a
+    gallery of this size.
 
     Raises SpaceMismatch when embedder, gallery and calibration do not belong together, and
     ValueError for a crop of another shape or dtype.
@@ -83,7 +84,8 @@ def identify_crops(
     require_one_space(embedder, gallery, calibration)
     embeddings = embedder.embed(crops)  # (len(crops), D) float32, L2-normalised
     found = gallery.search(embeddings, max(2, n_candidates))  # a decision needs the runner-up
-    decisions = [decide(candidates, calibration) for candidates in found]
+    rule = calibration.rule_for(gallery.n_pills)
+    decisions = [decide(candidates, rule) for candidates in found]
     return [
         replace(decision, candidates=decision.candidates[:n_candidates]) for decision in decisions
     ]
@@ -133,6 +135,11 @@ class Identifier:
     def calibration(self) -> Calibration:
         """The bundle's calibration."""
         return self.manifest.calibration
+
+    @property
+    def rule(self) -> Rule:
+        """By which the device decides, with as many pills as are enrolled now."""
+        return self.calibration.rule_for(self.gallery.n_pills)
 
     def identify(self, frame: NDArray[np.uint8], n_candidates: int = 5) -> list[IdentifiedPill]:
         """Find and identify the pills in an RGB frame; see the function `identify`."""

@@ -215,22 +215,22 @@ def _add_looking(
     @app.get(f"{API}/status", summary="The device and its bundle")
     async def status() -> StatusAnswer:
         identifier = service.identifier
-        rule = identifier.calibration
+        rule, promise = identifier.rule, identifier.calibration
         return StatusAnswer(
             version=__version__,
             uptime_s=round(time.monotonic() - service.started_s, 1),
             bundle=identifier.manifest.name,
             git_commit=identifier.manifest.git_commit,
             space=identifier.manifest.space,
-            pills=len(identifier.gallery.pills()),
+            pills=identifier.gallery.n_pills,
             references=len(identifier.gallery),
             local_references=len(identifier.gallery.local),
             threshold=rule.threshold,
             margin=rule.margin,
-            promised_fpir=rule.fpir,
-            promised_misnamed=rule.misnamed,
-            calibrated_for_pills=rule.gallery_size,
-            captures=rule.captures,
+            promised_fpir=promise.fpir,
+            promised_misnamed=promise.misnamed,
+            calibrated_for_pills=promise.gallery_size,
+            captures=promise.captures,
             camera=camera is not None and camera.gives_frames,
             frames=desk.frames,
             events=_connection(desk.events),

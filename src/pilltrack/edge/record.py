@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from pilltrack.core.bundle import Manifest, Sha256
+from pilltrack.core.decide import Rule
 from pilltrack.core.device_gallery import DeviceGallery
 from pilltrack.core.gallery import Gallery
 from pilltrack.core.identify import IdentifiedPill
@@ -149,6 +150,7 @@ def decision_record(
     *,
     time: datetime,
     manifest: Manifest,
+    rule: Rule,
     gallery: str,
     pills: Sequence[IdentifiedPill],
     crops: Sequence[NDArray[np.uint8]],
@@ -157,16 +159,16 @@ def decision_record(
 ) -> DecisionRecord:
     """Put a decision on record: `pills` of a tray and their `crops`, decided with a bundle.
 
-    `time` is in UTC; `gallery` the `gallery_digest` of what was searched.
+    `time` is in UTC; `rule` that of a gallery of this size; `gallery` the `gallery_digest` of what
+    was searched.
     """
-    calibration = manifest.calibration
     return DecisionRecord(
         time=time,
         bundle=manifest.name,
         git_commit=manifest.git_commit,
         space=manifest.space,
-        threshold=calibration.threshold,
-        margin=calibration.margin,
+        threshold=rule.threshold,
+        margin=rule.margin,
         gallery=gallery,
         pills=tuple(
             recorded_pill(pill, digest_of(crop)) for pill, crop in zip(pills, crops, strict=True)

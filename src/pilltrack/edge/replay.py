@@ -112,7 +112,8 @@ def _require_same_bundle(
             expected=f"the gallery {record.gallery} of the record",
             remedy=f"{remedy}, and the pills that were enrolled on the device then.",
         )
-    rule = calibration.threshold, calibration.margin
+    now = calibration.rule_for(gallery.n_pills)
+    rule = now.threshold, now.margin
     if rule != (record.threshold, record.margin):
         raise BundleRejected(
             subject,

@@ -194,7 +194,7 @@ def _collisions(identifier: Identifier, home: Path | None) -> Iterator[Collision
     """Ask for each pill of the home, as enrolment does: what would it be without its references?"""
     if home is None or not is_store(home):
         return
-    gallery, rule = identifier.gallery, identifier.calibration
+    gallery, rule = identifier.gallery, identifier.rule
     with LocalReferences(home, check=False) as local:
         for pill in local.pills():
             references, embeddings = local.embedded(identifier.embedder, pill)

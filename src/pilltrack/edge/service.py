@@ -164,6 +164,7 @@ class Service:
             record = decision_record(
                 time=time,
                 manifest=manifest,
+                rule=self.identifier.rule,
                 gallery=self._gallery_digest(),
                 pills=look.pills,
                 crops=look.crops,

@@ -51,20 +51,26 @@ def calibrate(strangers: Outcomes, mated: Outcomes, *, fpir: float, misnamed: fl
     return Rule(threshold=threshold, margin=max(0.0, margin))
 
 
-def conformal_threshold(scores: ArrayLike, pills: Sequence[str], share: float) -> float:
+def conformal_threshold(
+    scores: ArrayLike, pills: Sequence[str], share: float, chances: ArrayLike | None = None
+) -> float:
     """Lowest threshold that the next photo of the next pill reaches with P <= `share`.
 
-    `scores` (N,) and `pills` (N,): the pill of each score; reached means score >= threshold. With
-    K pills, a photo of a pill with n photos weighs 1 / (n (K + 1)), and the pill to come
+    `scores` (N,) and `pills` (N,): the pill of each score; reached means score >= threshold. A
+    photo whose score is a matter of chance has several, (N, C), each with its chance: `chances`
+    (N, C), of which a row has a sum of at most 1, and none at all counts as below any threshold.
+    With K pills, a photo of a pill with n photos weighs 1 / (n (K + 1)), and the pill to come
     1 / (K + 1); the threshold lies just above the highest score at which the weight of the
     scores reaching it, and of the pill to come, exceeds `share`. This is hierarchical conformal
     prediction: Lee, Barber & Willett, "Distribution-free inference with hierarchical data"
     (2023), section 3; with one photo per pill it is split conformal prediction, Vovk, Gammerman &
-    Shafer, "Algorithmic Learning in a Random World" (2005).
+    Shafer, "Algorithmic Learning in a Random World" (2005). Chances make it conformal risk control:
+    Angelopoulos, Bates, Fisch, Lei & Schuster, "Conformal Risk Control" (2022), theorem 1.
 
     The guarantee is an average over draws of the K pills, and needs them and the next one to be
     exchangeable: it does not hold for pills or cameras unlike these. It asks for at least
-    1 / share - 1 pills; with fewer, REJECT_EVERYTHING (just above 1) is returned.
+    1 / share - 1 pills; with fewer, REJECT_EVERYTHING (just above 1) is returned. Where chances are
+    so small that no threshold is needed, it is -inf.
 
     Raises ValueError for scores that are not finite, or a share outside 0 < share < 1.
 
@@ -75,17 +81,23 @@ def conformal_threshold(scores: ArrayLike, pills: Sequence[str], share: float) -
     True
     """
     values = np.asarray(scores, np.float64)
-    if values.ndim != 1 or len(values) != len(pills) or not np.isfinite(values).all():
+    of_photo = np.ones_like(values) if chances is None else np.asarray(chances, np.float64)
+    right = values.ndim == (1 if chances is None else 2) and values.shape == of_photo.shape
+    if not right or len(values) != len(pills) or not np.isfinite(values).all():
         raise ValueError(f"scores {values.shape}: expected ({len(pills)},) finite scores")
     if not 0 < share < 1:
         raise ValueError(f"share is {share}; expected 0 < share < 1")
     names, pill_of = np.unique(np.asarray(pills, dtype=object), return_inverse=True)
     if len(names) < pills_for_aim(share):
         return REJECT_EVERYTHING
-    weights = 1.0 / (np.bincount(pill_of, minlength=len(names))[pill_of] * (len(names) + 1))
+    photos = np.bincount(pill_of, minlength=len(names))[pill_of]
+    weights = (of_photo.T / (photos * (len(names) + 1))).T.ravel()
+    values = values.ravel()
     falling = np.argsort(-values, kind="stable")
     reaching = 1.0 / (len(names) + 1) + np.cumsum(weights[falling])
     too_many = reaching > share + 1e-12
+    if not too_many.any():
+        return -math.inf
     return just_above(values[falling][int(np.argmax(too_many))])
 
 

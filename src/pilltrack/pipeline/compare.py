@@ -194,9 +194,10 @@ def compare(
             galleries.append(gallery)
         embedded = embed_shots(embedders, shots, prepared, params.capture, f"test, {captures}")
         manifests = [manifest for _, manifest in bundles]
+        rules = [manifest.calibration.rule_for(galleries[0].n_pills) for manifest in manifests]
         trials = [
-            try_shots(gallery, manifest.calibration, shots, embeddings, params.evaluate.seed)
-            for gallery, manifest, embeddings in zip(galleries, manifests, embedded, strict=True)
+            try_shots(gallery, rule, shots, embeddings, params.evaluate.seed)
+            for gallery, rule, embeddings in zip(galleries, rules, embedded, strict=True)
         ]
         enrolled = galleries[0].pills()
     changes = judge(trials[0], trials[1], seed=params.evaluate.seed)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pilltrack.core.decide import Calibration, Evidence, Rule
+from pilltrack.core.decide import Calibration, Evidence, Rule, SmallerGallery
 from pilltrack.core.embedder import open_embedder
 from pilltrack.core.files import write_atomically
 from pilltrack.core.gallery import Gallery
@@ -31,6 +31,7 @@ from pilltrack.pipeline.enroll import (
     enrol_rows,
     require_prescribed,
 )
+from pilltrack.pipeline.gallery_sizes import measure_sizes, rank_pills, thresholds_by_size
 from pilltrack.pipeline.gate import gate
 from pilltrack.pipeline.lookalikes import find_lookalikes, measure_pictures, write_lookalikes
 from pilltrack.pipeline.outcomes import OutcomeRow, write_outcomes
@@ -57,7 +58,7 @@ from pilltrack.pipeline.results import Metrics
 from pilltrack.pipeline.shots import Shot, embed_shots, shots_to_identify
 from pilltrack.pipeline.table import Split, load_images, load_pills, write_csv
 from pilltrack.pipeline.torch_embedder import open_torch_embedder
-from pilltrack.pipeline.trial import Tried, calibrate_on, try_shots
+from pilltrack.pipeline.trial import Tried, calibrate_on, of_cohort, try_shots
 
 log = logging.getLogger(__name__)
 MATED: tuple[Cohort, ...] = ("seen", "new")
@@ -99,6 +100,11 @@ def main(params: Params, artifacts: Path) -> None:
         student_gallery.background = background_of(student_gallery, references, params.enroll)
         shots, (embedded, by_student) = embed("validation", settings.captures)
         rule, found = calibrate_on(gallery, shots, embedded, settings)
+        strangers, new = (
+            rank_pills(gallery, *of_cohort(shots, embedded, cohort))
+            for cohort in ("strangers", "new")
+        )
+        thresholds = thresholds_by_size(gallery.n_pills, strangers, new, settings)
         student_rule, _ = calibrate_on(student_gallery, shots, by_student, settings)
 
         trials: dict[str, Trial] = {}
@@ -130,6 +136,13 @@ def main(params: Params, artifacts: Path) -> None:
             },
         }
         metrics["test"][settings.captures]["parity"] = parity(gated, float_trial)
+        strangers, new = (
+            rank_pills(gallery, gated[cohort].embeddings, gated[cohort].pills)
+            for cohort in ("strangers", "new")
+        )
+        metrics["smaller_galleries"] = measure_sizes(
+            thresholds, strangers, new, settings.confidence
+        )
         alike = find_lookalikes(
             gallery.embeddings(),
             gallery.references(),
@@ -146,7 +159,7 @@ def main(params: Params, artifacts: Path) -> None:
     write_lookalikes(out / "lookalikes.csv", measure_pictures(prepared, alike))
     _write_plots(out, gated, metrics["test"][settings.captures])
     gate(Metrics.model_validate(metrics), settings)
-    calibration = calibration_of(rule, metrics, settings, shipped.space)
+    calibration = calibration_of(rule, thresholds, metrics, settings, shipped.space)
     write_atomically(out / "calibration.json", calibration.model_dump_json(indent=1).encode())
 
 
@@ -332,9 +345,16 @@ def _write_plots(out: Path, trial: Trial, measured: Measures) -> None:
 
 
 def calibration_of(
-    rule: Rule, metrics: Measures, settings: EvaluateParams, space: str
+    rule: Rule,
+    thresholds: Mapping[int, float],
+    metrics: Measures,
+    settings: EvaluateParams,
+    space: str,
 ) -> Calibration:
     """The rule with the promises of `settings` and the evidence in `metrics`.
+
+    Of the `thresholds` for smaller galleries those are left out that are no lower, or do not prove
+    what is promised: the next larger size stands in.
 
     Raises ValidationError when the evidence does not bear out a promise.
     """
@@ -360,5 +380,18 @@ def calibration_of(
             misnamed=new["decisions"]["misnamed"]["value"],
             misnamed_upper=new["decisions"]["misnamed_upper"],
             fnir=new["decisions"]["fnir"]["value"],
+        ),
+        smaller=tuple(
+            SmallerGallery(
+                gallery_size=size,
+                threshold=threshold,
+                fpir_upper=proven["fpir_upper"],
+                misnamed_upper=proven["misnamed_upper"],
+            )
+            for size, threshold in thresholds.items()
+            if (proven := metrics["smaller_galleries"][str(size)])
+            and threshold < rule.threshold
+            and proven["fpir_upper"] <= settings.promised_fpir
+            and proven["misnamed_upper"] <= settings.promised_misnamed
         ),
     )

@@ -18,13 +18,24 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pilltrack.core.bundle import GALLERY_FILE, read_bundle
+from pilltrack.core.decide import Decision, Rule, decide
 from pilltrack.core.embedder import open_embedder
 from pilltrack.core.enrol import embed_references
 from pilltrack.core.errors import DatasetRejected
-from pilltrack.core.gallery import read_background
+from pilltrack.core.gallery import Candidate, read_background
 from pilltrack.core.image import SUFFIXES, read_image
 from pilltrack.pipeline.archive import is_junk
-from pilltrack.pipeline.protocol import Drawn, Probes, drawn, measure, search, single_views
+from pilltrack.pipeline.protocol import (
+    Drawn,
+    Probes,
+    drawn,
+    measure,
+    measure_decisions,
+    measure_strangers,
+    rounded,
+    search,
+    single_views,
+)
 
 BATCH = 8  # bounds memory: so many decoded photos at once
 
@@ -40,7 +51,9 @@ def evaluate_folder(
     """Enrol `gallery`, identify `probes` and `strangers`; each a folder of `<pill>/<image>`.
 
     `references`: how many photos of each pill to enrol, first by name; None enrols all. Returns
-    counts and the measures of `protocol.measure`: AUROC and FNIR only with strangers.
+    counts, the measures of `protocol.measure` (AUROC and FNIR at a FPIR only with strangers), the
+    bundle's threshold for so many pills, and what it decides with it: those of
+    `protocol.measure_decisions`, and `fpir` and `fpir_upper` with strangers.
 
     Raises DatasetRejected when a folder holds no pills or anything but photos of pills, a probe's
     pill is not enrolled, a stranger's is, or the same pixels are in two of the folders;
@@ -73,7 +86,25 @@ def evaluate_folder(
     }
     if foreign:
         report |= {"n_strangers": len(foreign), "n_stranger_pills": len(set(foreign.pills))}
-    return report | measure(found(mated, 0), found(foreign, 1) if foreign else None)
+    calibration = manifest.calibration
+    rule = calibration.rule_for(report["gallery_pills"])
+    known, odd = found(mated, 0), found(foreign, 1) if foreign else None
+    report |= measure(known, odd) | {"threshold": rounded(rule.threshold)}
+    report |= measure_decisions(known, _decided(known, rule), calibration.confidence)
+    if odd:
+        let_in = measure_strangers(odd, _decided(odd, rule), calibration.confidence)
+        report |= {key: let_in[key] for key in ("fpir", "fpir_upper")}
+    return report
+
+
+def _decided(probes: Drawn, rule: Rule) -> list[Decision]:
+    """What the device makes of each photo."""
+    found = probes.outcomes
+    pairs = zip(found.best_pill, found.best, found.second_pill, found.second, strict=True)
+    return [
+        decide([Candidate(best, score), Candidate(second, next_score)], rule)
+        for best, score, second, next_score in pairs
+    ]
 
 
 def pill_photos(folder: Path) -> list[tuple[str, Path]]:

@@ -147,6 +147,17 @@ class RuleSet(_Part):
     n_mated_pills: Count
 
 
+class SmallerGalleries(_Part):
+    """A threshold for galleries of one size, and what it does on test pills: shares."""
+
+    threshold: Annotated[float, Field(ge=-2, le=1)]  # a score
+    fpir: Share
+    fpir_upper: Share
+    misnamed: Share
+    misnamed_upper: Share
+    fnir: Share
+
+
 class ModelSize(_Part):
     """The shipped file."""
 
@@ -168,6 +179,7 @@ class Metrics(_Part):
     calibration: RuleSet
     model: ModelSize
     test: dict[Captures, Test]
+    smaller_galleries: dict[Annotated[int, Field(ge=1)], SmallerGalleries] = {}
 
 
 @dataclass(frozen=True)
@@ -319,7 +331,17 @@ def _other_calibration(metrics: Metrics, calibration: Calibration) -> Iterator[s
         yield f"metrics.json lacks the {calibration.captures} captures of calibration.json"
         return
     new, strangers, evidence = test.new, test.strangers, calibration.evidence
+    pairs: list[tuple[str, float, float]] = []
+    for size in calibration.smaller:
+        measured = metrics.smaller_galleries.get(size.gallery_size)
+        if measured is None:
+            yield f"metrics.json lacks the threshold of {size.gallery_size} pills"
+            continue
+        for key in ("threshold", "fpir_upper", "misnamed_upper"):
+            name = f"{key} of {size.gallery_size} pills"
+            pairs.append((name, getattr(measured, key), getattr(size, key)))
     for name, told, shipped in (
+        *pairs,
         ("threshold", metrics.calibration.threshold, calibration.threshold),
         ("margin", metrics.calibration.margin, calibration.margin),
         ("gallery_size", metrics.gallery.pills, calibration.gallery_size),

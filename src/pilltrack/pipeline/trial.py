@@ -81,6 +81,14 @@ def calibrate_on(
     return rule, found
 
 
+def of_cohort(
+    shots: Sequence[Shot], embeddings: NDArray[np.float32], cohort: Cohort
+) -> tuple[NDArray[np.float32], list[str]]:
+    """The embeddings of a cohort's shots, and the pill of each."""
+    chosen = _by_cohort(shots)[cohort]
+    return embeddings[chosen], [shots[index].row.pill for index in chosen]
+
+
 def _look(
     gallery: Gallery, shots: Sequence[Shot], embeddings: NDArray[np.float32]
 ) -> Iterator[tuple[Cohort, list[int], Outcomes, list[list[Candidate]]]]:

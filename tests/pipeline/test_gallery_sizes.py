@@ -1,0 +1,188 @@
+"""Thresholds of smaller galleries: every gallery that could be drawn is drawn here, and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pilltrack.core.background import Background
+from pilltrack.core.gallery import Gallery, Reference
+from pilltrack.pipeline.calibrate import conformal_threshold
+from pilltrack.pipeline.gallery_sizes import (
+    SIZES,
+    Ranking,
+    chance_of_first,
+    measure_sizes,
+    rank_pills,
+    thresholds_by_size,
+)
+from pilltrack.pipeline.intervals import upper_bound
+from pilltrack.pipeline.params import EvaluateParams, load_params
+from tests.imports import ROOT
+
+DIM, PILLS = 6, [f"pill {n}" for n in range(5)]
+Found = dict[tuple[str, ...], list[tuple[str, float]]]  # by enrolled pills: nearest of each probe
+
+
+def _units(count: int, seed: int) -> NDArray[np.float32]:
+    drawn = np.random.default_rng(seed).normal(size=(count, DIM)) + 0.7
+    unit: NDArray[np.float32] = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+    return unit.astype(np.float32)
+
+
+def _gallery(pills: Sequence[str]) -> Gallery:
+    """Two references of each pill; two of the pills are in the background too."""
+    gallery = Gallery.create("s", DIM)
+    for pill in pills:
+        references = [Reference(pill, "", f"{n}.png") for n in range(2)]
+        gallery.enrol(references, _units(2, PILLS.index(pill)))
+    around = np.concatenate([_units(14, 50), _units(2, 1), _units(2, 3)])
+    names = [f"other {n // 2}" for n in range(14)] + ["pill 1"] * 2 + ["pill 3"] * 2
+    gallery.background = Background(around, names)
+    return gallery
+
+
+PROBES, SHOWN = _units(12, 99), [PILLS[n % 4] for n in range(12)]
+FOREIGN = [f"stranger {n % 5}" for n in range(12)]
+
+
+@pytest.fixture(scope="module")
+def drawn() -> Found:
+    """What every gallery that can be drawn from the pills says of every probe."""
+    found: Found = {}
+    for size in (1, 2, 4):
+        for pills in combinations(PILLS, size):
+            with _gallery(pills) as gallery:
+                nearest = [candidates[0] for candidates in gallery.search(PROBES, 1)]
+            found[pills] = [(candidate.pill, candidate.score) for candidate in nearest]
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole() -> Iterator[Gallery]:
+    with _gallery(PILLS) as gallery:
+        yield gallery
+
+
+@pytest.mark.parametrize("n_drawn", [0, 1, 2, 5])
+def test_chance_of_first_is_that_of_all_draws(n_drawn: int) -> None:
+    draws = list(combinations(range(5), n_drawn))
+    firsts = [min(draw) for draw in draws if draw]
+    expected = [firsts.count(place) / len(draws) for place in range(5)]
+    assert chance_of_first(5, n_drawn) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("threshold", [0.3, 0.35, 0.45])
+def test_strangers_are_accepted_as_often_as_in_all_galleries_of_that_size(
+    whole: Gallery, drawn: Found, size: int, threshold: float
+) -> None:
+    scores = [[score for _, score in found] for pills, found in drawn.items() if len(pills) == size]
+    ranking = rank_pills(whole, PROBES, FOREIGN)
+    reached = (ranking.wrong(size) * (ranking.scores >= threshold)).sum(axis=1)
+    assert reached == pytest.approx((np.array(scores) >= threshold).mean(axis=0))
+    assert 0 < reached.mean() < 1
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("threshold", [0.2, 0.35])
+def test_enrolled_pills_are_misnamed_and_named_as_often_as_in_all_such_galleries(
+    whole: Gallery, drawn: Found, size: int, threshold: float
+) -> None:
+    wrong, right = [], []
+    for probe, shown in enumerate(SHOWN):
+        among = [of for pills, of in drawn.items() if shown in pills and len(pills) == size]
+        named = [pill if score >= threshold else "" for pill, score in (of[probe] for of in among)]
+        wrong.append(np.mean([name not in ("", shown) for name in named]))
+        right.append(np.mean([name == shown for name in named]))
+    ranking = rank_pills(whole, PROBES, SHOWN)
+    errors = (ranking.wrong(size) * (ranking.scores >= threshold)).sum(axis=1)
+    assert errors == pytest.approx(wrong)
+    strangers = rank_pills(whole, PROBES, FOREIGN)
+    measured = measure_sizes({size: threshold}, strangers, ranking, 0.95)[str(size)]
+    by_pill = [np.mean([r for r, s in zip(right, SHOWN, strict=True) if s == p]) for p in PILLS[:4]]
+    assert measured["fnir"] == pytest.approx(1 - np.mean(by_pill), abs=1e-5)
+    assert measured["fpir_upper"] >= measured["fpir"]
+    assert measured["misnamed_upper"] >= measured["misnamed"]
+
+
+def _settings(fpir: float, misnamed: float) -> EvaluateParams:
+    settings = load_params(ROOT / "params.yaml").evaluate
+    return settings.model_copy(update={"fpir": fpir, "misnamed": misnamed})
+
+
+def _rankings(seed: int, n_enrolled: int = 120) -> tuple[Ranking, Ranking]:
+    """Scores of 60 strangers, and of 40 pills beside their own; one photo each."""
+    rng = np.random.default_rng(seed)
+    foreign = -np.sort(-rng.normal(0.3, 0.15, (60, n_enrolled)), axis=1)
+    others = -np.sort(-rng.normal(0.3, 0.15, (40, n_enrolled - 1)), axis=1)
+    own = rng.normal(0.7, 0.15, 40)
+    ahead = (others >= own[:, None]).sum(axis=1)
+    return (
+        Ranking([f"s{n}" for n in range(60)], foreign, np.full(60, -np.inf), np.full(60, 120)),
+        Ranking([f"p{n}" for n in range(40)], others, own, ahead),
+    )
+
+
+def test_thresholds_rise_with_the_gallery_and_keep_the_aims() -> None:
+    strangers, mated = _rankings(0)
+    thresholds = thresholds_by_size(120, strangers, mated, _settings(0.1, 0.1))
+    assert list(thresholds) == [size for size in SIZES if size < 120] == [5, 10, 20, 50, 100]
+    assert sorted(thresholds.values()) == list(thresholds.values())
+    assert thresholds[5] < thresholds[100] - 0.1
+    for size, threshold in thresholds.items():
+        for ranking in (strangers, mated):
+            errors = (ranking.wrong(size) * (ranking.scores >= threshold)).sum(axis=1)
+            assert errors.mean() <= 0.1
+    measured = measure_sizes(thresholds, strangers, mated, 0.95)
+    assert measured["5"]["fpir"] == pytest.approx(0.1 - 1 / 60, abs=0.02)  # no further than needed
+    assert measured["5"]["fnir"] < measured["100"]["fnir"]
+
+
+def test_the_threshold_also_keeps_enrolled_pills_from_wrong_names() -> None:
+    strangers, mated = _rankings(1)
+    lax = thresholds_by_size(120, strangers, mated, _settings(0.6, 0.5))
+    strict = thresholds_by_size(120, strangers, mated, _settings(0.6, 0.03))
+    assert strict[100] > lax[100]
+    errors = (mated.wrong(100) * (mated.scores >= strict[100])).sum(axis=1)
+    assert errors.mean() <= 0.03
+
+
+def test_next_stranger_is_accepted_as_rarely_as_aimed_on_average() -> None:
+    accepted = []
+    for seed in range(60):
+        strangers, mated = _rankings(seed)
+        threshold = thresholds_by_size(120, strangers, mated, _settings(0.1, 0.9))[10]
+        new, _ = _rankings(1000 + seed)
+        accepted.append((new.wrong(10) * (new.scores >= threshold)).sum(axis=1).mean())
+    assert 0.08 < np.mean(accepted) < 0.105  # 3,600 strangers
+
+
+def test_certain_chances_are_none() -> None:
+    scores, pills = [0.9, 0.1, 0.8, 0.2, 0.3], [f"pill {n}" for n in range(5)]
+    for share in (0.2, 0.5):
+        alone = conformal_threshold(scores, pills, share)
+        columns = np.array(scores)[:, None]
+        assert conformal_threshold(columns, pills, share, np.ones((5, 1))) == alone
+
+
+def test_chances_too_small_for_the_aim_need_no_threshold() -> None:
+    scores, pills = np.full((9, 3), 0.9), [f"pill {n}" for n in range(9)]
+    assert conformal_threshold(scores, pills, 0.2, np.full((9, 3), 0.01)) == -np.inf
+    assert conformal_threshold(scores, pills, 0.2, np.full((9, 3), 0.3)) > 0.9
+    with pytest.raises(ValueError, match=r"scores \(9, 3\)"):
+        conformal_threshold(scores, pills, 0.2, np.full((9, 2), 0.3))
+
+
+@given(st.floats(0.01, 0.4))
+def test_bound_of_chances_lies_above_that_of_as_many_whole_errors(chance: float) -> None:
+    pills = [f"pill {n}" for n in range(40)]
+    whole = int(np.ceil(40 * chance - 1e-9))
+    certain = upper_bound([1] * whole + [0] * (40 - whole), pills, 0.95)
+    assert certain < upper_bound([chance] * 40, pills, 0.95) < 1
