@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pilltrack.core.background import Background
 from pilltrack.core.bundle import write_bundle
-from pilltrack.core.decide import Calibration, Evidence
+from pilltrack.core.decide import Calibration, Evidence, SmallerGallery
 from pilltrack.core.embedder import open_embedder
 from pilltrack.core.gallery import Gallery, Reference
 from pilltrack.core.preprocess import to_model_input
@@ -29,8 +29,11 @@ def tiny_bundle(
     locator: Path = LOCATOR,
     threshold: float = 0.99,
     frames: Sequence[NDArray[np.uint8]] = (),
+    alone: float | None = None,
 ) -> Path:
     """Write `directory/bundle` with one enrolled pill; accepts only what is nearly its photo.
+
+    `alone`: a lower threshold as long as no other pill is enrolled.
 
     Its probes are that photo, for which no decision can be promised with so high a threshold, and
     `frames`.
@@ -51,7 +54,10 @@ def tiny_bundle(
         probe_crops=[to_model_input(photo, PROBE_PX)],
         probe_frames=frames,
         calibration=tiny_calibration(
-            embedder.space, threshold=threshold, background_size=len(background or ())
+            embedder.space,
+            threshold=threshold,
+            background_size=len(background or ()),
+            alone=alone,
         ),
         pills={pill: {}},
         git_commit="c",
@@ -68,8 +74,12 @@ def tiny_calibration(
     margin: float = 0.0,
     gallery_size: int = 1,
     background_size: int = 0,
+    alone: float | None = None,
 ) -> Calibration:
     """A rule that promises at most 5 % of either harm, on made-up evidence."""
+    one = SmallerGallery(
+        gallery_size=1, threshold=alone or threshold, fpir_upper=0.0487, misnamed_upper=0.0487
+    )
     return Calibration(
         space=space,
         threshold=threshold,
@@ -77,7 +87,8 @@ def tiny_calibration(
         fpir=0.05,
         misnamed=0.05,
         confidence=0.95,
-        gallery_size=gallery_size,
+        gallery_size=gallery_size if alone is None else 9,
+        smaller=() if alone is None else (one,),
         background_size=background_size,
         captures="rendered",
         evidence=Evidence(

@@ -159,8 +159,14 @@ def test_rule_is_that_of_the_next_larger_gallery_proven() -> None:
         ([_smaller(5, 0.3), _smaller(20, 0.2)], "not in order of size"),
         ([_smaller(5, 0.6)], "not in order of size"),
         ([_smaller(100, 0.2)], "not in order of size"),
-        ([_smaller(5, 0.2, upper=0.011)], "fpir of up to 0.01100 with 5 pills"),
-        ([_smaller(5, 0.2, upper=0.001)], "fpir of up to 0.00100 with 5 pills"),
+        (
+            [_smaller(5, 0.2, upper=0.011)],
+            "fpir with 5 pills enrolled: up to 0.01100 against 0.01",
+        ),
+        (
+            [_smaller(5, 0.2, upper=0.001)],
+            "fpir with 5 pills enrolled: 400 pills cannot prove",
+        ),
     ],
 )
 def test_thresholds_of_smaller_galleries_out_of_order_or_unproven_are_refused(

@@ -18,6 +18,7 @@ from pilltrack.edge.guard import COOKIE
 from pilltrack.edge.service import Service
 from pilltrack.edge.settings import Settings
 from tests.edge.conftest import BASE, noise, png, red
+from tests.tiny_bundle import tiny_bundle
 
 LIVE = "ws://127.0.0.1:8000/api/v1/live"
 TOKEN = "correct horse battery staple"
@@ -129,6 +130,17 @@ def test_live_pictures_are_answered_with_tracked_pills(client: TestClient) -> No
         socket.send_bytes(png(noise()))
         assert socket.receive_json()["pills"]
     assert client.get("/api/v1/status").json()["frames"] == 6
+
+
+def test_status_gives_the_threshold_for_as_many_pills_as_are_enrolled(tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path, "red-pill", red(), alone=0.5)
+    settings = Settings(bundle=bundle, home=tmp_path / "home")
+    app = create_app(Service(bundle, settings.home, threads=1), settings)
+    with TestClient(app, base_url=BASE) as client:
+        assert client.get("/api/v1/status").json()["threshold"] == 0.5
+        enrol(client, "my pill", png(noise()))
+        status = client.get("/api/v1/status").json()
+    assert (status["pills"], status["threshold"], status["calibrated_for_pills"]) == (2, 0.99, 9)
 
 
 def test_a_device_without_a_camera_says_so(client: TestClient) -> None:

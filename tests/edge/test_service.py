@@ -15,9 +15,11 @@ import pytest
 from pilltrack.core.errors import BundleRejected
 from pilltrack.core.identify import Identifier, open_identifier
 from pilltrack.core.local import DATABASE_FILE, LocalReferences
+from pilltrack.edge.audit import AuditLog
 from pilltrack.edge.enrol import PhotosRefused
 from pilltrack.edge.prescription import Expected
 from pilltrack.edge.record import DecisionRecord, gallery_digest
+from pilltrack.edge.replay import replay
 from pilltrack.edge.service import Service
 from tests.edge.conftest import noise, red
 from tests.tiny_bundle import tiny_bundle
@@ -56,6 +58,37 @@ def test_a_record_names_the_gallery_that_was_searched_after_whatever_was_enrolle
     check()
     assert seen[-1] == seen[0]
     assert len(set(seen)) == 4
+
+
+def test_checks_are_decided_recorded_and_replayed_by_the_rule_for_what_is_enrolled(
+    tmp_path: Path,
+) -> None:
+    bundle = tiny_bundle(tmp_path, "red-pill", red(), alone=0.5)
+    service = Service(bundle, tmp_path / "home", threads=1)
+    numbers, thresholds = [], []
+    for _ in range(2):
+        service.check(red(), [Expected("red-pill", 1)], NOW)
+        [entry] = service.history(1)
+        assert isinstance(entry.record, DecisionRecord)
+        numbers.append(entry.id)
+        thresholds.append(entry.record.threshold)
+        enrol(service, "another", noise(1))
+    assert thresholds == [0.5, 0.99]
+    parts = service.identifier.embedder, service.identifier.gallery, service.identifier.calibration
+    with AuditLog(tmp_path / "home", create=False) as log:
+        assert replay(log, numbers[1], *parts).equal
+        service.forget("another")
+        assert replay(log, numbers[0], *parts).equal
+    service.close()
+
+
+def test_photos_collide_by_the_rule_that_holds_once_their_pill_is_enrolled(tmp_path: Path) -> None:
+    service = Service(
+        tiny_bundle(tmp_path, "red-pill", red(), alone=-1.0), tmp_path / "home", threads=1
+    )
+    enrol(service, "another", noise(1))  # alone, the red pill would be taken for anything
+    assert service.forget("another") == 1
+    service.close()
 
 
 def test_nobody_is_turned_away_while_the_bundle_is_changed(

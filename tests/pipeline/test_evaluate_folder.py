@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from io import BytesIO
 from pathlib import Path
 
@@ -113,6 +114,15 @@ def test_what_the_bundles_own_rule_decides_is_counted(mine: Path, tmp_path: Path
     assert report["fpir"]["value"] == pytest.approx(np.mean(foreign.best >= threshold), abs=1e-5)
     assert 0 < report["fpir"]["value"] < report["fpir_upper"]
     assert 0 < report["fnir"]["value"] < 1
+
+
+def test_the_rule_is_that_of_as_many_pills_as_are_enrolled(mine: Path, tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path, "other", picture("other"), threshold=0.9, alone=0.3)
+    assert evaluate_folder(bundle, *folders_of(mine))["threshold"] == 0.9
+    one = mine.parent / "one"
+    for folder in ("gallery", "probes"):
+        shutil.copytree(mine / folder / "a", one / folder / "a")
+    assert evaluate_folder(bundle, one / "gallery", one / "probes")["threshold"] == 0.3
 
 
 def test_scores_are_held_against_the_background_of_the_bundle(mine: Path, tmp_path: Path) -> None:

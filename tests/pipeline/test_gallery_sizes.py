@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pilltrack.core.background import Background
-from pilltrack.core.gallery import Gallery, Reference
+from pilltrack.core.gallery import Candidate, Gallery, Reference
 from pilltrack.pipeline.calibrate import conformal_threshold
 from pilltrack.pipeline.gallery_sizes import (
     SIZES,
@@ -27,7 +27,8 @@ from pilltrack.pipeline.params import EvaluateParams, load_params
 from tests.imports import ROOT
 
 DIM, PILLS = 6, [f"pill {n}" for n in range(5)]
-Found = dict[tuple[str, ...], list[tuple[str, float]]]  # by enrolled pills: nearest of each probe
+EVERY = ["a trained one", *PILLS, "trained 1"]  # enrolled, but for the pills not in the pool
+Found = dict[tuple[str, ...], list[list[Candidate]]]  # by enrolled pills: two nearest of each probe
 
 
 def _units(count: int, seed: int) -> NDArray[np.float32]:
@@ -37,14 +38,12 @@ def _units(count: int, seed: int) -> NDArray[np.float32]:
 
 
 def _gallery(pills: Sequence[str]) -> Gallery:
-    """Two references of each pill; two of the pills are in the background too."""
+    """Two references of each pill, before a background of others."""
     gallery = Gallery.create("s", DIM)
     for pill in pills:
         references = [Reference(pill, "", f"{n}.png") for n in range(2)]
-        gallery.enrol(references, _units(2, PILLS.index(pill)))
-    around = np.concatenate([_units(14, 50), _units(2, 1), _units(2, 3)])
-    names = [f"other {n // 2}" for n in range(14)] + ["pill 1"] * 2 + ["pill 3"] * 2
-    gallery.background = Background(around, names)
+        gallery.enrol(references, _units(2, EVERY.index(pill)))
+    gallery.background = Background(_units(14, 50), [f"trained {n // 2}" for n in range(14)])
     return gallery
 
 
@@ -59,14 +58,13 @@ def drawn() -> Found:
     for size in (1, 2, 4):
         for pills in combinations(PILLS, size):
             with _gallery(pills) as gallery:
-                nearest = [candidates[0] for candidates in gallery.search(PROBES, 1)]
-            found[pills] = [(candidate.pill, candidate.score) for candidate in nearest]
+                found[pills] = gallery.search(PROBES, 2)
     return found
 
 
 @pytest.fixture(scope="module")
 def whole() -> Iterator[Gallery]:
-    with _gallery(PILLS) as gallery:
+    with _gallery(EVERY) as gallery:
         yield gallery
 
 
@@ -83,9 +81,9 @@ def test_chance_of_first_is_that_of_all_draws(n_drawn: int) -> None:
 def test_strangers_are_accepted_as_often_as_in_all_galleries_of_that_size(
     whole: Gallery, drawn: Found, size: int, threshold: float
 ) -> None:
-    scores = [[score for _, score in found] for pills, found in drawn.items() if len(pills) == size]
-    ranking = rank_pills(whole, PROBES, FOREIGN)
-    reached = (ranking.wrong(size) * (ranking.scores >= threshold)).sum(axis=1)
+    scores = [[two[0].score for two in of] for pills, of in drawn.items() if len(pills) == size]
+    ranking = rank_pills(whole, PILLS, PROBES, FOREIGN)
+    reached = (ranking.chance_of_error(size) * (ranking.others >= threshold)).sum(axis=1)
     assert reached == pytest.approx((np.array(scores) >= threshold).mean(axis=0))
     assert 0 < reached.mean() < 1
 
@@ -95,17 +93,22 @@ def test_strangers_are_accepted_as_often_as_in_all_galleries_of_that_size(
 def test_enrolled_pills_are_misnamed_and_named_as_often_as_in_all_such_galleries(
     whole: Gallery, drawn: Found, size: int, threshold: float
 ) -> None:
-    wrong, right = [], []
+    margin, wrong, right = 0.06, [], []
     for probe, shown in enumerate(SHOWN):
         among = [of for pills, of in drawn.items() if shown in pills and len(pills) == size]
-        named = [pill if score >= threshold else "" for pill, score in (of[probe] for of in among)]
-        wrong.append(np.mean([name not in ("", shown) for name in named]))
-        right.append(np.mean([name == shown for name in named]))
-    ranking = rank_pills(whole, PROBES, SHOWN)
-    errors = (ranking.wrong(size) * (ranking.scores >= threshold)).sum(axis=1)
+        accepted = [found for of in among if (found := of[probe])[0].score >= threshold]
+        names = [first.pill for first, *_ in accepted]
+        ahead = [
+            first.score - (rest[0].score if rest else -9) >= margin for first, *rest in accepted
+        ]
+        wrong.append(sum(name != shown for name in names) / len(among))
+        pairs = zip(names, ahead, strict=True)
+        right.append(sum(name == shown and leads for name, leads in pairs) / len(among))
+    ranking = rank_pills(whole, PILLS, PROBES, SHOWN)
+    errors = (ranking.chance_of_error(size) * (ranking.others >= threshold)).sum(axis=1)
     assert errors == pytest.approx(wrong)
-    strangers = rank_pills(whole, PROBES, FOREIGN)
-    measured = measure_sizes({size: threshold}, strangers, ranking, 0.95)[str(size)]
+    strangers = rank_pills(whole, PILLS, PROBES, FOREIGN)
+    measured = measure_sizes({size: threshold}, margin, strangers, ranking, 0.95)[str(size)]
     by_pill = [np.mean([r for r, s in zip(right, SHOWN, strict=True) if s == p]) for p in PILLS[:4]]
     assert measured["fnir"] == pytest.approx(1 - np.mean(by_pill), abs=1e-5)
     assert measured["fpir_upper"] >= measured["fpir"]
@@ -122,46 +125,64 @@ def _rankings(seed: int, n_enrolled: int = 120) -> tuple[Ranking, Ranking]:
     rng = np.random.default_rng(seed)
     foreign = -np.sort(-rng.normal(0.3, 0.15, (60, n_enrolled)), axis=1)
     others = -np.sort(-rng.normal(0.3, 0.15, (40, n_enrolled - 1)), axis=1)
-    own = rng.normal(0.7, 0.15, 40)
-    ahead = (others >= own[:, None]).sum(axis=1)
     return (
-        Ranking([f"s{n}" for n in range(60)], foreign, np.full(60, -np.inf), np.full(60, 120)),
-        Ranking([f"p{n}" for n in range(40)], others, own, ahead),
+        Ranking([f"s{n}" for n in range(60)], foreign),
+        Ranking([f"p{n}" for n in range(40)], others, rng.normal(0.7, 0.15, 40)),
     )
+
+
+def _error(ranking: Ranking, size: int, threshold: float) -> float:
+    of_photo = (ranking.chance_of_error(size) * (ranking.others >= threshold)).sum(axis=1)
+    return float(of_photo.mean())
 
 
 def test_thresholds_rise_with_the_gallery_and_keep_the_aims() -> None:
     strangers, mated = _rankings(0)
-    thresholds = thresholds_by_size(120, strangers, mated, _settings(0.1, 0.1))
+    thresholds = thresholds_by_size(strangers, mated, _settings(0.1, 0.1))
     assert list(thresholds) == [size for size in SIZES if size < 120] == [5, 10, 20, 50, 100]
     assert sorted(thresholds.values()) == list(thresholds.values())
     assert thresholds[5] < thresholds[100] - 0.1
     for size, threshold in thresholds.items():
-        for ranking in (strangers, mated):
-            errors = (ranking.wrong(size) * (ranking.scores >= threshold)).sum(axis=1)
-            assert errors.mean() <= 0.1
-    measured = measure_sizes(thresholds, strangers, mated, 0.95)
+        assert max(_error(ranking, size, threshold) for ranking in (strangers, mated)) <= 0.1
+    measured = measure_sizes(thresholds, 0.0, strangers, mated, 0.95)
     assert measured["5"]["fpir"] == pytest.approx(0.1 - 1 / 60, abs=0.02)  # no further than needed
     assert measured["5"]["fnir"] < measured["100"]["fnir"]
+    lead = measure_sizes(thresholds, 0.1, strangers, mated, 0.95)
+    assert lead["100"]["fnir"] > measured["100"]["fnir"]
+
+
+def test_a_threshold_errs_less_in_every_smaller_gallery() -> None:
+    for ranking in _rankings(2):
+        errors = [_error(ranking, size, 0.5) for size in range(1, 101)]
+        assert errors == sorted(errors)
+        assert errors[0] < errors[-1]
 
 
 def test_the_threshold_also_keeps_enrolled_pills_from_wrong_names() -> None:
     strangers, mated = _rankings(1)
-    lax = thresholds_by_size(120, strangers, mated, _settings(0.6, 0.5))
-    strict = thresholds_by_size(120, strangers, mated, _settings(0.6, 0.03))
+    lax = thresholds_by_size(strangers, mated, _settings(0.6, 0.5))
+    strict = thresholds_by_size(strangers, mated, _settings(0.6, 0.03))
     assert strict[100] > lax[100]
-    errors = (mated.wrong(100) * (mated.scores >= strict[100])).sum(axis=1)
-    assert errors.mean() <= 0.03
+    assert _error(mated, 100, strict[100]) <= 0.03
 
 
 def test_next_stranger_is_accepted_as_rarely_as_aimed_on_average() -> None:
     accepted = []
     for seed in range(60):
         strangers, mated = _rankings(seed)
-        threshold = thresholds_by_size(120, strangers, mated, _settings(0.1, 0.9))[10]
+        threshold = thresholds_by_size(strangers, mated, _settings(0.1, 0.9))[10]
         new, _ = _rankings(1000 + seed)
-        accepted.append((new.wrong(10) * (new.scores >= threshold)).sum(axis=1).mean())
+        accepted.append(_error(new, 10, threshold))
     assert 0.08 < np.mean(accepted) < 0.105  # 3,600 strangers
+
+
+def test_photos_of_the_pool_and_of_others_are_not_mixed(whole: Gallery) -> None:
+    with pytest.raises(ValueError, match="in one ranking"):
+        rank_pills(whole, PILLS, PROBES[:2], ["pill 1", "stranger"])
+    with pytest.raises(ValueError, match="background in the pool"):
+        rank_pills(whole, EVERY, PROBES, FOREIGN)
+    with pytest.raises(ValueError, match="3 of 2 pills"):
+        chance_of_first(2, 3)
 
 
 def test_certain_chances_are_none() -> None:

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pilltrack.core.decide import Calibration
 from pilltrack.core.embedder import open_embedder, space_of
@@ -33,6 +33,7 @@ from pilltrack.core.locate import Locator, LocatorCard
 from pilltrack.core.probes import Picture, promise, read_probes, save_probes
 
 FORMAT: Final = 7
+READABLE = (6, 7)  # 6 is 7 without thresholds for smaller galleries
 MANIFEST_FILE = "manifest.json"
 GALLERY_FILE = "gallery.safetensors"
 LOCATOR_FILE = "locator.tflite"
@@ -68,7 +69,7 @@ class FileRecord(_Part):
 class Manifest(_Part):
     """The content of manifest.json; `pills` maps each pill to its metadata (NDC, name, ...)."""
 
-    format: Literal[7]
+    format: Literal[6, 7]
     name: str = Field(min_length=1)
     git_commit: str
     data_digest: str
@@ -79,6 +80,12 @@ class Manifest(_Part):
     calibration: Calibration
     pills: dict[str, dict[str, str]]
     files: dict[PlainName, FileRecord] = Field(max_length=MAX_FILES)
+
+    @model_validator(mode="after")
+    def _as_format(self) -> Manifest:
+        if self.format < FORMAT and self.calibration.smaller:
+            raise ValueError(f"thresholds for smaller galleries in format {self.format}")
+        return self
 
 
 def write_bundle(
@@ -200,11 +207,11 @@ def _read_manifest(directory: Path) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise _rejected(path, f"not JSON ({error})", expected) from error
     found_format = content.get("format") if isinstance(content, dict) else None
-    if type(found_format) is not int or found_format != FORMAT:
+    if type(found_format) is not int or found_format not in READABLE:
         raise BundleRejected(
             str(path),
             found=f"format {found_format!r}",
-            expected=f"format {FORMAT}",
+            expected=f"format {' or '.join(map(str, READABLE))}",
             remedy="A newer format needs a newer PillTrack on this device; an older bundle "
             "has to be built again.",
         )

@@ -57,8 +57,9 @@ class SmallerGallery(BaseModel):
     """The threshold for galleries of at most `gallery_size` pills, with the same margin.
 
     Few pills are few that a stranger can be taken for, so a lower threshold keeps the same
-    promises. The upper bounds are what test pills prove of galleries of `gallery_size` pills, drawn
-    from all that were enrolled; in a still smaller gallery both errors are rarer.
+    promises, on average over galleries drawn from pills that were not trained on. The upper bounds
+    are what test pills prove of galleries of `gallery_size` pills; in smaller ones, drawn alike,
+    both errors are rarer.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -75,9 +76,9 @@ class Calibration(Rule):
     Promised, each with `confidence`: of photos of the next stranger at most the share `fpir` is
     accepted; of photos of the next enrolled pill, trained on or not, at most the share `misnamed`
     gets another pill's name. Both are for a gallery of `gallery_size` pills, and with the
-    thresholds of `smaller`, in order of size, for smaller ones; `captures` tells whether they were
-    measured on real or simulated captures. The rule is for scores held against a background of
-    `background_size` embeddings: with another, all three are void.
+    thresholds of `smaller`, in order of size, for the average smaller one; `captures` tells whether
+    they were measured on real or simulated captures. The rule is for scores held against a
+    background of `background_size` embeddings: with another, all three are void.
 
     Raises ValidationError for evidence that does not bear out a promise: a bound above it, below
     what was measured, or below what so few pills can prove; and for thresholds that fall as
@@ -106,8 +107,11 @@ class Calibration(Rule):
                 raise ValueError(f"{harm} of up to {upper:.5f} against a promise of {promised:.5f}")
             for size in self.smaller:
                 bound: float = getattr(size, f"{harm}_upper")
-                if not provable - 1e-5 <= bound <= promised:
-                    raise ValueError(f"{harm} of up to {bound:.5f} with {size.gallery_size} pills")
+                of = f"{harm} with {size.gallery_size} pills enrolled"
+                if bound > promised:
+                    raise ValueError(f"{of}: up to {bound:.5f} against {promised:.5f} promised")
+                if bound < provable - 1e-5:
+                    raise ValueError(f"{of}: {n_pills} pills cannot prove at most {bound:.5f}")
             if upper < measured or upper < provable - 1e-5:
                 raise ValueError(f"{harm}: {n_pills} pills cannot prove at most {upper:.5f}")
         sizes: list[SmallerGallery | Calibration] = [*self.smaller, self]

@@ -74,8 +74,7 @@ class DeviceGallery:
     @property
     def n_pills(self) -> int:
         """How many pills are enrolled in either."""
-        ours, theirs = self.bundled.n_pills, self.local.n_pills
-        return len(self.pills()) if ours and theirs else ours + theirs
+        return self.bundled.n_pills + sum(pill not in self.bundled for pill in self.local.pills())
 
     def references(self, pill: str | None = None) -> list[Reference]:
         """List the references of a pill, or all, of both, sorted by (pill, side, image)."""

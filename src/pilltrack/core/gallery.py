@@ -266,6 +266,11 @@ class Gallery:
             if self._temporary is not None:
                 self._temporary.cleanup()
 
+    def __contains__(self, pill: str) -> bool:
+        """Is this pill enrolled?"""
+        with self._lock:
+            return pill in self._ids_of
+
     def __len__(self) -> int:
         return len(self._references)
 

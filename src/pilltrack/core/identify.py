@@ -83,8 +83,10 @@ def identify_crops(
     """
     require_one_space(embedder, gallery, calibration)
     embeddings = embedder.embed(crops)  # (len(crops), D) float32, L2-normalised
+    before = gallery.n_pills
     found = gallery.search(embeddings, max(2, n_candidates))  # a decision needs the runner-up
-    rule = calibration.rule_for(gallery.n_pills)
+    # Of a gallery that changed meanwhile the stricter rule.
+    rule = calibration.rule_for(max(before, gallery.n_pills))
     decisions = [decide(candidates, rule) for candidates in found]
     return [
         replace(decision, candidates=decision.candidates[:n_candidates]) for decision in decisions

@@ -164,7 +164,8 @@ def _judged(
     faults += set_faults([*cut], embeddings, shown, {*enrolled, *sides})
     probes = identifier.embedder.embed(squares)
     candidates = identifier.gallery.search(probes, 2)
-    if fault := collision([*cut], candidates, pill, identifier.rule):
+    rule = identifier.calibration.rule_for(len({*identifier.gallery.pills(), pill}))
+    if fault := collision([*cut], candidates, pill, rule):
         faults.append(fault)
         alike = _most_alike(identifier, home, fault.other, probes[[*cut].index(fault.image)])
     return Judged(

@@ -43,10 +43,10 @@ from tuf.ngclient.config import UpdaterConfig
 from tuf.ngclient.updater import Updater
 
 from pilltrack.core.bundle import (
-    FORMAT,
     MANIFEST_FILE,
     MAX_FILES,
     MAX_MANIFEST_BYTES,
+    READABLE,
     FileRecord,
     PlainName,
     read_bundle,
@@ -348,8 +348,8 @@ def _listing(manifest: Path, release: Release) -> _Listing:
         listing = _Listing.model_validate(json.loads(manifest.read_bytes()))
     except (ValueError, RecursionError) as error:
         raise _Refused("bundle rejected", f"its manifest is none ({error})", release) from error
-    if listing.format != FORMAT:
-        found = f"a bundle of format {listing.format}, this version reads {FORMAT}"
+    if listing.format not in READABLE:
+        found = f"a bundle of format {listing.format}, this version reads up to {READABLE[-1]}"
         raise _Refused("needs a newer PillTrack", found, release)
     if any(record.bytes > MAX_FILE_BYTES for record in listing.files.values()):
         raise _Refused("too long", f"a file of more than {MAX_FILE_BYTES} bytes", release)

@@ -456,7 +456,7 @@ def _notes(
                 f"{side}'s rule and promises are for {calibration.captures} captures, "
                 f"these are {captures}"
             )
-        if calibration.gallery_size != len(enrolled):
+        if calibration.gallery_size < len(enrolled):
             notes.append(
                 f"{side}'s rule and promises are for a gallery of {calibration.gallery_size} "
                 f"pills, here are {len(enrolled)}"

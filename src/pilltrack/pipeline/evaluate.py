@@ -24,7 +24,7 @@ from pilltrack.core.embedder import open_embedder
 from pilltrack.core.files import write_atomically
 from pilltrack.core.gallery import Gallery
 from pilltrack.pipeline.audit import archive_digest
-from pilltrack.pipeline.cohorts import ALL_CAPTURES, Cohort, require_captures
+from pilltrack.pipeline.cohorts import ALL_CAPTURES, Cohort, cohort_of, require_captures
 from pilltrack.pipeline.enroll import (
     background_of,
     choose_references,
@@ -100,11 +100,12 @@ def main(params: Params, artifacts: Path) -> None:
         student_gallery.background = background_of(student_gallery, references, params.enroll)
         shots, (embedded, by_student) = embed("validation", settings.captures)
         rule, found = calibrate_on(gallery, shots, embedded, settings)
+        pool = {row.pill for row in references if cohort_of(row) == "new"}
         strangers, new = (
-            rank_pills(gallery, *of_cohort(shots, embedded, cohort))
+            rank_pills(gallery, pool, *of_cohort(shots, embedded, cohort))
             for cohort in ("strangers", "new")
         )
-        thresholds = thresholds_by_size(gallery.n_pills, strangers, new, settings)
+        thresholds = thresholds_by_size(strangers, new, settings)
         student_rule, _ = calibrate_on(student_gallery, shots, by_student, settings)
 
         trials: dict[str, Trial] = {}
@@ -137,11 +138,11 @@ def main(params: Params, artifacts: Path) -> None:
         }
         metrics["test"][settings.captures]["parity"] = parity(gated, float_trial)
         strangers, new = (
-            rank_pills(gallery, gated[cohort].embeddings, gated[cohort].pills)
+            rank_pills(gallery, pool, gated[cohort].embeddings, gated[cohort].pills)
             for cohort in ("strangers", "new")
         )
         metrics["smaller_galleries"] = measure_sizes(
-            thresholds, strangers, new, settings.confidence
+            thresholds, rule.margin, strangers, new, settings.confidence
         )
         alike = find_lookalikes(
             gallery.embeddings(),

@@ -114,7 +114,7 @@ export const text = {
     "What the bundle promises": {
       promised_fpir: "Strangers taken for an enrolled pill, at most", promised_misnamed: "Pills given another's name, at most",
       calibrated_for_pills: "In a gallery of up to", captures: "Measured on captures that are",
-      threshold: "Score from which a pill is known", margin: "Lead over the second pill",
+      threshold: "Score from which a pill is known, with so many enrolled", margin: "Lead over the second pill",
     },
     "Bundle": { bundle: "Name", git_commit: "Made from commit", space: "Embedding space" },
     "Updates": {
