@@ -43,6 +43,7 @@ from pilltrack.pipeline.evaluate_folder import evaluate_folder
 from pilltrack.pipeline.models import EmbeddingNet, save_network
 from pilltrack.pipeline.params import load_params
 from pilltrack.pipeline.probe_pictures import N_RENDERED
+from pilltrack.pipeline.results import load_metrics
 from pilltrack.pipeline.table import load_images, write_images
 from tests.clone import run
 
@@ -138,6 +139,24 @@ def test_what_is_evaluated_is_what_ships(repository: Path) -> None:
     measured = metrics["test"]["rendered"]["strangers"]["fpir"]["value"]
     assert accepted == pytest.approx(measured, abs=1e-5)
     assert decide([], identifier.calibration).kind == "unknown"
+
+
+def test_fewer_pills_have_the_thresholds_that_test_pills_prove(repository: Path) -> None:
+    metrics = load_metrics(repository / "artifacts" / "evaluate" / "metrics.json")
+    settings = load_params(repository / "params.yaml").evaluate
+    calibration = read_bundle(repository / BUNDLE).calibration
+    found = metrics.smaller_galleries
+    assert min(found) == 5
+    proven = [
+        size
+        for size in sorted(found)
+        if found[size].fpir_upper <= settings.promised_fpir
+        and found[size].misnamed_upper <= settings.promised_misnamed
+        and found[size].threshold < calibration.threshold
+    ]
+    assert [size.gallery_size for size in calibration.smaller] == proven
+    for size in calibration.smaller:
+        assert size.threshold == pytest.approx(found[size.gallery_size].threshold, abs=1e-5)
 
 
 def test_evaluate_folder_gives_the_numbers_of_the_library_call(

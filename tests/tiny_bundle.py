@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pilltrack.core.background import Background
 from pilltrack.core.bundle import write_bundle
-from pilltrack.core.decide import Calibration, Evidence, SmallerGallery
+from pilltrack.core.decide import RESERVE, Calibration, Evidence, SmallerGallery
 from pilltrack.core.embedder import open_embedder
 from pilltrack.core.gallery import Gallery, Reference
 from pilltrack.core.preprocess import to_model_input
@@ -78,7 +78,7 @@ def tiny_calibration(
 ) -> Calibration:
     """A rule that promises at most 5 % of either harm, on made-up evidence."""
     one = SmallerGallery(
-        gallery_size=1, threshold=alone or threshold, fpir_upper=0.0487, misnamed_upper=0.0487
+        gallery_size=RESERVE, threshold=alone or threshold, fpir_upper=0.0487, misnamed_upper=0.0487
     )
     return Calibration(
         space=space,
@@ -87,7 +87,7 @@ def tiny_calibration(
         fpir=0.05,
         misnamed=0.05,
         confidence=0.95,
-        gallery_size=gallery_size if alone is None else 9,
+        gallery_size=gallery_size if alone is None else RESERVE + 1,
         smaller=() if alone is None else (one,),
         background_size=background_size,
         captures="rendered",

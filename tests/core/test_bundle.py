@@ -195,7 +195,7 @@ SMALLER = {"smaller": [FEW]}
 
 def test_bundle_of_the_format_before_is_read_too(bundle: Path) -> None:
     edit(bundle, lambda manifest: manifest["calibration"].update(SMALLER))
-    assert read_bundle(bundle).calibration.rule_for(1).threshold == 0.1
+    assert read_bundle(bundle).calibration.rule_for(0).threshold == 0.1
     edit(bundle, lambda manifest: manifest["calibration"].pop("smaller"))
     edit(bundle, lambda manifest: manifest.update(format=6))
     assert read_bundle(bundle).calibration.smaller == ()

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from pilltrack.core.decide import (
     REJECT_EVERYTHING,
+    RESERVE,
     Calibration,
     Rule,
     SmallerGallery,
@@ -140,12 +141,13 @@ def _smaller(gallery_size: int, threshold: float, upper: float = 0.01) -> Smalle
     )
 
 
-def test_rule_is_that_of_the_next_larger_gallery_proven() -> None:
-    content = calibration().model_dump() | {"gallery_size": 100}
-    limits = Calibration(**content | {"smaller": (_smaller(5, 0.2), _smaller(20, 0.3))})
-    asked = {n: limits.rule_for(n).threshold for n in (0, 1, 5, 6, 20, 21, 100, 101, 5000)}
+def test_rule_is_that_of_the_next_gallery_proven_that_is_larger_by_the_reserve() -> None:
+    content = calibration().model_dump() | {"gallery_size": 800}
+    sizes = _smaller(5 * RESERVE, 0.2), _smaller(20 * RESERVE, 0.3)
+    limits = Calibration(**content | {"smaller": sizes})
+    asked = {n: limits.rule_for(n).threshold for n in (0, 1, 5, 6, 20, 21, 800, 801, 5000)}
     assert asked == {
-        0: 0.2, 1: 0.2, 5: 0.2, 6: 0.3, 20: 0.3, 21: 0.5, 100: 0.5, 101: 0.5, 5000: 0.5
+        0: 0.2, 1: 0.2, 5: 0.2, 6: 0.3, 20: 0.3, 21: 0.5, 800: 0.5, 801: 0.5, 5000: 0.5
     }  # fmt: skip
     assert limits.rule_for(5).margin == limits.margin
     assert calibration().rule_for(1) == Rule(threshold=0.5, margin=0.1)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pilltrack.core import bundle as bundle_module
 from pilltrack.core.bundle import write_bundle
-from pilltrack.core.decide import Decision, SmallerGallery
+from pilltrack.core.decide import RESERVE, Decision, SmallerGallery
 from pilltrack.core.embedder import open_embedder
 from pilltrack.core.errors import BundleRejected, SpaceMismatch, StageFailed
 from pilltrack.core.gallery import Candidate, Gallery, Reference
@@ -95,7 +95,9 @@ def test_every_pill_in_a_frame_is_decided_by_itself() -> None:
 
 
 def test_few_pills_are_decided_by_the_rule_for_few() -> None:
-    few = SmallerGallery(gallery_size=2, threshold=0.5, fpir_upper=0.01, misnamed_upper=0.01)
+    few = SmallerGallery(
+        gallery_size=2 * RESERVE, threshold=0.5, fpir_upper=0.01, misnamed_upper=0.01
+    )
     limits = calibration(PLANE, threshold=0.99).model_copy(update={"smaller": (few,)})
     reddish = frame((200, 60, 0))
     with plane_gallery() as gallery:

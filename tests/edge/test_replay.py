@@ -142,7 +142,7 @@ def test_another_space_is_refused_and_both_are_named(identifier: Identifier, log
         replayed(log, 1, identifier)
 
 
-IN_SMALL = SmallerGallery(gallery_size=5, threshold=0.5, fpir_upper=0.049, misnamed_upper=0.049)
+IN_SMALL = SmallerGallery(gallery_size=8, threshold=0.5, fpir_upper=0.049, misnamed_upper=0.049)
 
 
 @pytest.mark.parametrize(

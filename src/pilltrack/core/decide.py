@@ -21,6 +21,10 @@ from pilltrack.core.metrics import just_above
 
 # Above every score: the gallery clips cosines to 1, and its background only lowers them.
 REJECT_EVERYTHING = just_above(1.0)
+# A device's gallery is judged like one of so many times as many pills drawn from the run's: what
+# people enrol and meet is more alike, and their photos are harder, than what the thresholds were
+# set on (docs/adr/0006-gallery-size.md).
+RESERVE = 8
 
 
 class Rule(BaseModel):
@@ -121,12 +125,13 @@ class Calibration(Rule):
         return self
 
     def rule_for(self, n_pills: int) -> Rule:
-        """The rule for a gallery of `n_pills` pills: that of the next larger size it is proven for.
+        """The rule of a device on which `n_pills` pills are enrolled.
 
-        Of a gallery of more than `gallery_size` pills nothing is promised.
+        It is that of the first size that holds `RESERVE` times as many. Of a gallery of more than
+        `gallery_size` pills nothing is promised.
         """
         sizes: tuple[SmallerGallery | Calibration, ...] = (*self.smaller, self)
-        fitting = next((size for size in sizes if size.gallery_size >= n_pills), self)
+        fitting = next((size for size in sizes if size.gallery_size >= RESERVE * n_pills), self)
         return Rule(threshold=fitting.threshold, margin=self.margin)
 
 

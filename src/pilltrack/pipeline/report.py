@@ -13,6 +13,7 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
+from pilltrack.core.decide import RESERVE
 from pilltrack.core.embedder import Embedder, open_embedder
 from pilltrack.core.errors import StageFailed
 from pilltrack.core.files import write_atomically
@@ -92,5 +93,6 @@ def _html(
         references=references_figure(results.references, cohorts),
         verdict=verdict,
         words=words,
+        reserve=RESERVE,
         shortened=shortened,
     )
