@@ -326,7 +326,9 @@ def test_what_is_wrong_fails_closed_and_says_why(
     assert not (artifacts / "evaluate" / "calibration.json").exists()
 
 
-@pytest.mark.parametrize("change", [{"fpir": 0.95}, {"gallery_size": 7}, {"captures": "real"}])
+@pytest.mark.parametrize(
+    "change", [{"fpir": 0.95}, {"gallery_size": 7, "smaller": []}, {"captures": "real"}]
+)
 def test_a_calibration_of_another_run_is_not_packaged(
     repository: Path, tmp_path: Path, change: dict[str, Any]
 ) -> None:
