@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import itertools
 import os
 import random
@@ -14,7 +13,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ import boto3
 import pytest
 
 from tests.imports import ROOT
+from tests.proxy import Passing, listening
 
 SCRIPT = ROOT / "tests" / "s3_server.sh"
 COMMANDS = ("radosgw", "radosgw-admin", "ceph-mon", "ceph-osd", "ceph-authtool", "monmaptool")
@@ -91,50 +90,22 @@ def door(to: Server, puts: int) -> Iterator[tuple[str, threading.Event]]:
     """
     number, waits, gone = itertools.count(1), threading.Event(), threading.Event()
 
-    class Door(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    class Door(Passing):
+        behind = to.endpoint.removeprefix("http://")
 
-        def pass_on(self) -> None:
-            if self.command == "PUT" and next(number) > puts:
-                waits.set()
-                gone.wait()
-                self.close_connection = True
-                return
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            behind = http.client.HTTPConnection(to.endpoint.removeprefix("http://"), timeout=60)
-            with contextlib.closing(behind):
-                behind.putrequest(
-                    self.command, self.path, skip_host=True, skip_accept_encoding=True
-                )
-                for name, value in self.headers.items():
-                    if name.lower() not in ("connection", "expect"):
-                        behind.putheader(name, value)
-                behind.endheaders(body)
-                answer = behind.getresponse()
-                text = answer.read()
-            self.send_response_only(answer.status)
-            for name, value in answer.getheaders():
-                if name.lower() not in ("connection", "content-length", "transfer-encoding"):
-                    self.send_header(name, value)
-            if self.command == "HEAD":
-                self.send_header("Content-Length", answer.getheader("Content-Length") or "0")
-            else:
-                self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
+        def blocked(self) -> bool:
+            if self.command != "PUT" or next(number) <= puts:
+                return False
+            waits.set()
+            gone.wait()
+            self.close_connection = True
+            return True
 
-        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = pass_on  # noqa: N815
-
-        def log_message(self, *_: Any) -> None:
-            """Say nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Door) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with listening(Door) as address:
         try:
-            yield f"http://127.0.0.1:{server.server_port}", waits
+            yield address, waits
         finally:
             gone.set()
-            server.shutdown()
 
 
 def free_ports(count: int) -> int:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-DROPPED = {"connection", "transfer-encoding", "content-length", "host", "content-encoding"}
+from tests.proxy import Passing, listening
 
 
 def free_port() -> int:
@@ -67,51 +64,29 @@ def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
 class Proxy:
     """Passes requests on to a server; answers 500 once `passes` requests have gone through."""
 
-    def __init__(self, server: str) -> None:
-        self.server = server.removeprefix("http://")
+    def __init__(self) -> None:
         self.passes: int | None = None
         self.seen = 0
 
 
 @contextmanager
 def proxy_before(server: str) -> Iterator[tuple[str, Proxy]]:
-    proxy = Proxy(server)
+    proxy = Proxy()
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    class Handler(Passing):
+        behind = server.removeprefix("http://")
 
-        def answer(self) -> None:
-            data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        def blocked(self) -> bool:
             proxy.seen += 1
-            if proxy.passes is not None and proxy.seen > proxy.passes:
-                self.reply(500, [], b"the disk is full")
-                return
-            upstream = http.client.HTTPConnection(proxy.server, timeout=60)
-            headers = {k: v for k, v in self.headers.items() if k.lower() not in DROPPED}
-            headers["Accept-Encoding"] = "identity"
-            upstream.request(self.command, self.path, data, headers)
-            answer = upstream.getresponse()
-            self.reply(answer.status, answer.getheaders(), answer.read())
-            upstream.close()
-
-        def reply(self, status: int, headers: list[tuple[str, str]], data: bytes) -> None:
-            self.send_response(status)
-            for key, value in headers:
-                if key.lower() not in DROPPED:
-                    self.send_header(key, value)
-            self.send_header("Content-Length", str(len(data)))
+            if proxy.passes is None or proxy.seen <= proxy.passes:
+                return False
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            text = b"the disk is full"
+            self.send_response(500)
+            self.send_header("Content-Length", str(len(text)))
             self.end_headers()
-            self.wfile.write(data)
+            self.wfile.write(text)
+            return True
 
-        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer  # noqa: N815
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=listening.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{listening.server_port}", proxy
-    finally:
-        listening.shutdown()
-        listening.server_close()
+    with listening(Handler) as address:
+        yield address, proxy
