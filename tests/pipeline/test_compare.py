@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pilltrack.core.background import Background
 from pilltrack.core.bundle import FORMAT, write_bundle
-from pilltrack.core.decide import REJECT_EVERYTHING
+from pilltrack.core.decide import REJECT_EVERYTHING, RESERVE, SmallerGallery
 from pilltrack.core.embedder import open_embedder
 from pilltrack.core.errors import (
     BundleRejected,
@@ -270,6 +270,7 @@ def bundle(
     data_digest: str | None = None,
     gallery_size: int | None = None,
     background: Sequence[str] = (),
+    smaller: Sequence[SmallerGallery] = (),
     git_commit: str = "0123456789abcdef",
     params_digest: str = "p",
 ) -> str:
@@ -299,7 +300,7 @@ def bundle(
             threshold=threshold,
             gallery_size=gallery_size or len(pills),
             background_size=len(background),
-        ),
+        ).model_copy(update={"smaller": tuple(smaller)}),
         pills={pill: {} for pill in pills},
         git_commit=git_commit,
         data_digest=data_digest or audit["archive_sha256"],
@@ -410,6 +411,25 @@ def test_each_bundle_is_held_against_its_own_background(
     held = bundle(tmp_path / "held", frozen, threshold=0.7, background=["y", "z"])
     fpir = by_metric(compare(tiny_params, frozen, plain, held))["strangers", "fpir"]
     assert (fpir.a, fpir.b) == (1.0, 0.0)  # of an untrained model all cosines are near 1
+
+
+@pytest.mark.parametrize(("short", "accepted"), [(0, 1.0), (1, 0.0)])
+def test_each_bundle_takes_its_threshold_for_as_many_pills_as_are_enrolled_here(
+    tiny_params: Params, frozen: Path, careless: str, tmp_path: Path, short: int, accepted: float
+) -> None:
+    size = RESERVE * len(enrolled_pills(frozen)) - short
+    few = SmallerGallery(
+        gallery_size=size, threshold=ACCEPT_EVERYTHING, fpir_upper=0.0487, misnamed_upper=0.0487
+    )
+    other = bundle(
+        tmp_path / "few",
+        frozen,
+        threshold=REJECT_EVERYTHING,
+        gallery_size=size + 1,
+        smaller=[few],
+    )
+    fpir = by_metric(compare(tiny_params, frozen, careless, other))["strangers", "fpir"]
+    assert (fpir.a, fpir.b) == (1.0, accepted)
 
 
 def test_what_makes_the_comparison_uneven_is_noted(
