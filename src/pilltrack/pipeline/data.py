@@ -168,7 +168,9 @@ def begin_worker(worker: int) -> None:
 def _unless_left(
     kind: type[BaseException], error: BaseException, where: TracebackType | None
 ) -> None:
-    """What a dataset raises travels to the training; here only a thread that hands tensors over
-    complains, and an interrupted training takes no more of them."""
+    """Print a traceback, but not that of a thread whose training takes no more tensors.
+
+    What a dataset raises travels to the training and does not come here.
+    """
     if not isinstance(error, (ConnectionError, EOFError)):
         sys.__excepthook__(kind, error, where)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilltrack.core.gallery import Gallery
+from pilltrack.core.metrics import best_per_pill
 from pilltrack.pipeline.calibrate import conformal_threshold
 from pilltrack.pipeline.intervals import pill_means, upper_bound
 from pilltrack.pipeline.params import EvaluateParams
@@ -72,11 +73,10 @@ def rank_pills(
         raise ValueError("pills of the background in the pool")
     references = [(row, r.pill) for row, r in enumerate(gallery.references()) if r.pill in pool]
     rows, pill_of = zip(*references, strict=True)
-    names, starts = np.unique(pill_of, return_index=True)  # references come in order of pill
-    cosines = np.maximum.reduceat(embeddings @ gallery.embeddings()[list(rows)].T, starts, axis=1)
+    cosines, names = best_per_pill(embeddings @ gallery.embeddings()[list(rows)].T, pill_of)
     shares = gallery.background.share(embeddings, [""] * len(pills))
-    scores = np.clip(cosines, -1, 1).astype(np.float64) - shares[:, None]
-    column_of = {str(name): column for column, name in enumerate(names)}
+    scores = np.clip(cosines, -1, 1) - shares[:, None]
+    column_of = {name: column for column, name in enumerate(names)}
     columns = [column_of[pill] for pill in pills if pill in column_of]
     if not columns:
         return Ranking(pills, -np.sort(-scores, axis=1))
