@@ -38,6 +38,7 @@ CAMERAS: dict[str, dict[str, Any]] = {
     },
     "dim": {"light": 0.5, "noise": 0.07, "colour_cast": 0.15, "shadow": 0.7},
     "out of focus": {"blur_px": 6.0},
+    "few pixels": {"distant": 1.0},
     "far and tilted": {"scale": (0.4, 0.65), "perspective": 0.14, "clip": 0.15},
 }  # fmt: skip
 FIGURES = ("recall_at_1", "recall_at_1_two_sided", "auroc", "fnir_at_fpir_5")

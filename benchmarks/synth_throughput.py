@@ -30,6 +30,7 @@ HARD = CaptureParams(
     noise=0.03,
     jpeg_quality=(35, 92),
     clip=0.08,
+    distant=0.0,
 )
 
 

@@ -23,6 +23,7 @@ CLEAN = CaptureParams(
     noise=0,
     jpeg_quality=(100, 100),
     clip=0,
+    distant=0,
 )
 HARD = CaptureParams(
     background_share=1,
@@ -35,6 +36,7 @@ HARD = CaptureParams(
     noise=0.05,
     jpeg_quality=(30, 90),
     clip=0.2,
+    distant=0.5,
 )
 
 
@@ -183,6 +185,23 @@ def test_clip_pushes_no_more_than_its_share_out_of_the_frame() -> None:
     assert min(areas) < 0.97 * whole
     # Even pushed out diagonally, a segment 0.3 diameters high on two sides stays the limit.
     assert min(areas) > 0.45 * whole
+
+
+def test_a_distant_pill_has_few_pixels_as_often_as_the_setting_says() -> None:
+    photo = np.random.default_rng(0).integers(0, 255, (224, 224, 3), dtype=np.uint8)
+
+    def detail(distant: float, seed: int, size_px: int = 224) -> float:
+        settings = CLEAN.model_copy(update={"distant": distant})
+        capture = simulate_capture(photo, None, size_px, settings, np.random.default_rng(seed))
+        assert capture.shape == (size_px, size_px, 3)
+        return float(np.abs(np.diff(capture.astype(int), axis=1)).mean())
+
+    near = [detail(0, seed) for seed in range(60)]
+    # At 28 to 128 of 224 px no fine noise is left; a near capture keeps what rotation leaves.
+    assert max(detail(1, seed) for seed in range(60)) < 0.6 * min(near)
+    n_distant = sum(detail(0.5, seed) < 0.6 * near[seed] for seed in range(60))
+    assert 15 <= n_distant <= 45  # 30 expected, 4 is one standard deviation
+    assert detail(1, 0, size_px=20) > 0  # a frame of fewer pixels than any distant crop
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (17, 300), (300, 17), (1, 1), (5, 3), (224, 223)])

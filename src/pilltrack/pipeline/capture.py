@@ -5,7 +5,7 @@ focus and in warm light. `cut_out` separates the pill from its studio background
 `simulate_capture` lays it on a drawn surface, lights it, and photographs it:
 
     place (turn, tilt, scale) -> surface, neighbours -> shadows -> pill, relit
-    -> exposure, colour cast -> blur, resolution -> noise -> JPEG
+    -> exposure, colour cast -> blur, resolution -> noise -> JPEG -> at times, few pixels
 
 A photo without a studio background keeps its own surroundings and passes through the same
 camera. How hard the result is to recognise is set by `CaptureParams`, key by key; with every
@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pilltrack.core.preprocess import to_model_input
 from pilltrack.pipeline.params import CaptureParams
 from pilltrack.pipeline.surfaces import Field, draw_surface
 
@@ -33,6 +34,8 @@ _UNIFORM_LEVELS = 10  # how far two corners of one background may differ
 _STEP_LEVELS = 10  # how far a pill's pixel differs from the background, at least
 _JPEG_REACH_PX = 8  # JPEG's blocks: how far an edge rings
 _RINGING = 0.3  # how strongly, relative to the edge
+_DISTANT_PX = (28, 128)  # side of the crop of a pill far away: phone photos of many pills
+_DISTANT_QUALITY = (50, 95)  # JPEG quality of such a photo
 
 
 class Light(NamedTuple):
@@ -121,12 +124,13 @@ def simulate_capture(
     neighbour) replaces the studio colour; `perspective` tilt, squeeze and visible side wall;
     `shadow` cast and contact shadow; `light` uneven light, exposure, relief and glare;
     `colour_cast` white balance; `blur_px` defocus or motion, and lost resolution; `noise`,
-    `jpeg_quality` the sensor and the file; `clip` how far out of the frame. The in-plane
-    rotation is always drawn from the full circle.
+    `jpeg_quality` the sensor and the file; `clip` how far out of the frame; `distant` how often
+    the pill is far away, and its crop 28 to 128 pixels wide. The in-plane rotation is always
+    drawn from the full circle.
 
     >>> settings = CaptureParams(
     ...     background_share=0, scale=(0.8, 0.8), perspective=0, shadow=0, light=0,
-    ...     colour_cast=0, blur_px=0, noise=0, jpeg_quality=(95, 95), clip=0)
+    ...     colour_cast=0, blur_px=0, noise=0, jpeg_quality=(95, 95), clip=0, distant=0)
     >>> photo = np.zeros((64, 64, 3), np.uint8)
     >>> simulate_capture(photo, None, 32, settings, np.random.default_rng(0)).shape
     (32, 32, 3)
@@ -137,7 +141,8 @@ def simulate_capture(
     else:
         scene = _new_surroundings(photo, alpha, size_px, light, settings, rng)
     shade_unevenly(scene, light, settings.light, rng)
-    return photograph(scene, settings, rng)
+    capture = photograph(scene, settings, rng)
+    return _from_afar(capture, rng) if rng.random() < settings.distant else capture
 
 
 def cast_shadows(
@@ -475,6 +480,15 @@ def _motion(image: Photo, sigma: float, rng: np.random.Generator) -> Photo:
     weights = kernel.astype(np.float32)
     blurred: Photo = cv2.filter2D(image, -1, weights / weights.sum(), borderType=cv2.BORDER_REFLECT)
     return blurred
+
+
+def _from_afar(capture: Photo, rng: np.random.Generator) -> Photo:
+    """The capture (S, S, 3) with the few pixels of a distant pill, stored so and enlarged."""
+    size_px = capture.shape[0]
+    fewest, most = (min(px, size_px) for px in _DISTANT_PX)
+    crop_px = round(math.exp(rng.uniform(math.log(fewest), math.log(most))))
+    quality = int(rng.integers(_DISTANT_QUALITY[0], _DISTANT_QUALITY[1] + 1))
+    return to_model_input(_stored(to_model_input(capture, crop_px), quality), size_px)
 
 
 def _noisy(image: Photo, sigma: float, rng: np.random.Generator) -> Photo:

@@ -56,6 +56,7 @@ class CaptureParams(_Section):
     noise: Share  # largest sensor noise sigma, of full scale
     jpeg_quality: tuple[Quality, Quality]
     clip: Share  # largest share of the pill pushed out of the frame
+    distant: Share  # of captures: few pixels, as of a pill far away
 
     @field_validator("scale", "jpeg_quality")
     @classmethod

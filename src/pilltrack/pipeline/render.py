@@ -49,6 +49,7 @@ CAMERA = CaptureParams(
     noise=0.02,
     jpeg_quality=(80, 95),
     clip=0.0,
+    distant=0.0,
 )
 _AMBIENT = 0.5  # share of the light that comes from everywhere
 

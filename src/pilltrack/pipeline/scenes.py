@@ -50,6 +50,7 @@ CAMERA = CaptureParams(
     noise=0.025,
     jpeg_quality=(50, 95),
     clip=0.0,
+    distant=0.0,
 )
 
 
