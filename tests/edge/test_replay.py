@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pilltrack.core.decide import Calibration, SmallerGallery
+from pilltrack.core.decide import RESERVE, Calibration, SmallerGallery
 from pilltrack.core.errors import BundleRejected, InputRejected, SpaceMismatch, StageFailed
 from pilltrack.core.gallery import Reference
 from pilltrack.core.identify import IdentifiedPill, Identifier, identify_crops, open_identifier
@@ -142,12 +142,14 @@ def test_another_space_is_refused_and_both_are_named(identifier: Identifier, log
         replayed(log, 1, identifier)
 
 
-IN_SMALL = SmallerGallery(gallery_size=8, threshold=0.5, fpir_upper=0.049, misnamed_upper=0.049)
+IN_SMALL = SmallerGallery(
+    gallery_size=RESERVE, threshold=0.5, fpir_upper=0.049, misnamed_upper=0.049
+)
 
 
 @pytest.mark.parametrize(
     "changed",
-    [{"threshold": 0.5}, {"margin": 0.25}, {"gallery_size": 9, "smaller": (IN_SMALL,)}],
+    [{"threshold": 0.5}, {"margin": 0.25}, {"gallery_size": RESERVE + 1, "smaller": (IN_SMALL,)}],
 )
 def test_another_rule_is_refused_and_both_are_named(
     changed: dict[str, Any], identifier: Identifier, log: AuditLog

@@ -24,7 +24,7 @@ REJECT_EVERYTHING = just_above(1.0)
 # A device's gallery is judged like one of so many times as many pills drawn from the run's: what
 # people enrol and meet is more alike, and their photos are harder, than what the thresholds were
 # set on (docs/adr/0006-gallery-size.md).
-RESERVE = 8
+RESERVE = 12
 
 
 class Rule(BaseModel):

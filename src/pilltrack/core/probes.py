@@ -46,7 +46,7 @@ MAX_FRAMES = 2
 MAX_FRAME_PX = 640
 MAX_FILE_BYTES = 8 * 1024 * 1024
 
-# Kernels for other processors round otherwise. The starter's int8 file on 120 crops, against
+# Kernels for other processors round otherwise. The first starter's int8 file on 120 crops, against
 # AVX-512: AVX2 the same to the bit, SSE4 at least 0.9987, LiteRT's plain reference kernels at least
 # 0.9945 (docs/lab-log.md). Another model agrees on nothing.
 MIN_COSINE = 0.98
