@@ -68,6 +68,21 @@ def test_another_seed_gives_other_weights(
     assert not _same(_weights(trained), _weights(artifacts))
 
 
+def test_proxies_alone_teach_too(
+    trained: Path, tiny_artifacts: Path, tiny_params: Params, tmp_path: Path
+) -> None:
+    settings = tiny_params.train.model_copy(update={"loss": "none", "proxy_margin": 0.2})
+    artifacts = _copy(tiny_artifacts, tmp_path / "proxies")
+    train.main(tiny_params.model_copy(update={"train": settings}), artifacts)
+    losses = [
+        float(line.split(",")[2])
+        for line in (artifacts / "train" / "history.csv").read_text("utf-8").splitlines()[1:]
+    ]
+    assert len(losses) == 3
+    assert losses[-1] < losses[0]
+    assert not _same(_weights(trained), _weights(artifacts))
+
+
 def test_frozen_modules_end_as_they_began_with_their_statistics(
     trained: Path, tiny_artifacts: Path, tiny_params: Params, tmp_path: Path
 ) -> None:

@@ -46,6 +46,14 @@ def test_proxy_loss_leaves_the_other_side_of_a_pill_out() -> None:
     assert single.item() == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_margin_asks_the_own_proxy_to_be_nearer() -> None:
+    cosines, of_proxies = torch.tensor([[0.5, 0.4]]), torch.tensor([0, 1])
+    labels = torch.tensor([0])
+    loss = proxy_loss(cosines, of_proxies, labels, labels, margin=0.2)
+    # As if the own cosine were 0.3: ln(1 + exp((0.4 - 0.3) / 0.05)).
+    assert loss.item() == pytest.approx(math.log1p(math.exp(2.0)), rel=1e-4)
+
+
 def test_proxies_keep_the_direction_they_begin_with_and_learn() -> None:
     start = torch.tensor([[2.0, 0.0], [0.0, 0.3]])
     learner = WithProxies(torch.nn.Linear(2, 2, bias=False), start, torch.tensor([0, 1]))

@@ -55,6 +55,7 @@ def test_a_missing_key_is_refused_since_there_are_no_hidden_defaults(
         ("distill", "alpha", 1.5),
         ("train", "learning_rate", 0),
         ("train", "loss", "softmax"),
+        ("train", "proxy_margin", 1.0),
         ("evaluate", "fpir", 0.0),
         ("prepare", "test_share", "many"),
         ("package", "name", "../escape"),
@@ -69,6 +70,12 @@ def test_a_value_out_of_range_is_refused(
 ) -> None:
     raw[section][key] = value
     with pytest.raises(ParamsRejected, match=rf"{section}\.{key}"):
+        load_params(_write(tmp_path, raw))
+
+
+def test_a_training_without_any_loss_is_refused(tmp_path: Path, raw: dict[str, Any]) -> None:
+    raw["train"] |= {"loss": "none", "proxy_weight": 0}
+    with pytest.raises(ParamsRejected, match="nothing to learn from"):
         load_params(_write(tmp_path, raw))
 
 

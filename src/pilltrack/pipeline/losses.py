@@ -83,17 +83,24 @@ class WithProxies(nn.Module):
 
 
 def proxy_loss(
-    cosines: torch.Tensor, of_proxies: torch.Tensor, pills: torch.Tensor, appearances: torch.Tensor
+    cosines: torch.Tensor,
+    of_proxies: torch.Tensor,
+    pills: torch.Tensor,
+    appearances: torch.Tensor,
+    *,
+    margin: float = 0.0,
 ) -> torch.Tensor:
     """Mean cross-entropy of `cosines` (N, A) to all proxies; a pill's other side takes no part.
 
-    `of_proxies` (A,): the pill of each proxy; `pills` (N,), `appearances` (N,) of the batch.
-    Normalised softmax of Zhai and Wu 2019, eq. 3, with their temperature 0.05.
+    `of_proxies` (A,): the pill of each proxy; `pills` (N,), `appearances` (N,) of the batch;
+    `margin`: by how much its own proxy must be nearer than any other. Normalised softmax of Zhai
+    and Wu 2019, eq. 3, with their temperature 0.05; the margin is that of CosFace, Wang et al.
+    2018, eq. 4.
     """
     with _full_precision(cosines):
         own = functional.one_hot(appearances, len(of_proxies)).bool()
         siblings = (of_proxies[None] == pills[:, None]) & ~own
-        logits = (cosines / 0.05).masked_fill(siblings, float("-inf"))
+        logits = ((cosines - margin * own) / 0.05).masked_fill(siblings, float("-inf"))
         return functional.cross_entropy(logits, appearances)
 
 

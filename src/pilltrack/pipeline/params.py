@@ -92,8 +92,15 @@ class TrainParams(_FitParams):
     """The teacher."""
 
     embedding_dim: Annotated[int, Field(ge=8, le=1024)]
-    loss: Literal["supcon", "multi_similarity"]
+    loss: Literal["none", "supcon", "multi_similarity"]  # of the pairs in a batch
     proxy_weight: Annotated[float, Field(ge=0.0)]  # of the proxy loss beside `loss`
+    proxy_margin: Annotated[float, Field(ge=0.0, lt=1.0)]  # how much nearer the own proxy must be
+
+    @model_validator(mode="after")
+    def _teaches_something(self) -> TrainParams:
+        if self.loss == "none" and self.proxy_weight == 0:
+            raise ValueError("loss none and proxy_weight 0 leave nothing to learn from")
+        return self
 
 
 class DistillParams(_FitParams):

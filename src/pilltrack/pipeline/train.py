@@ -62,14 +62,16 @@ def train(params: Params, artifacts: Path, process: Process) -> None:
     place(net, process.device)
     learner = _with_proxies(net, captures)
     place(learner, process.device)
-    pair_loss = metric_loss(settings.loss)
+    pair_loss = None if settings.loss == "none" else metric_loss(settings.loss)
 
     def loss_of_batch(net: torch.nn.Module, batch: Batch) -> torch.Tensor:
         (images,), pills, appearances = batch
         embeddings, cosines = (gather(part, process) for part in net(images))
         pills, appearances = gather(pills, process), gather(appearances, process)
-        of_proxies = proxy_loss(cosines, learner.pills, pills, appearances)
-        return pair_loss(embeddings, pills, appearances) + settings.proxy_weight * of_proxies
+        loss = settings.proxy_weight * proxy_loss(
+            cosines, learner.pills, pills, appearances, margin=settings.proxy_margin
+        )
+        return loss + pair_loss(embeddings, pills, appearances) if pair_loss else loss
 
     inputs = [prepared / "audit.json", prepared / "images.csv", *weights_file(settings.weights)]
     checkpoint = artifacts / ".checkpoints" / "train.pt"
