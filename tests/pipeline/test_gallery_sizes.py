@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 from pilltrack.core.background import Background
 from pilltrack.core.gallery import Candidate, Gallery, Reference
+from pilltrack.core.metrics import just_above
 from pilltrack.pipeline.calibrate import conformal_threshold
 from pilltrack.pipeline.gallery_sizes import (
     SIZES,
     Ranking,
     chance_of_first,
     measure_sizes,
+    raised_until_proven,
     rank_pills,
     thresholds_by_size,
 )
@@ -27,7 +29,8 @@ from pilltrack.pipeline.params import EvaluateParams, load_params
 from tests.imports import ROOT
 
 DIM, PILLS = 6, [f"pill {n}" for n in range(5)]
-EVERY = ["a trained one", *PILLS, "trained 1"]  # enrolled, but for the pills not in the pool
+TRAINED = ["a trained one", "trained 1", "trained 3"]  # two of them in the background
+EVERY = sorted([*PILLS, *TRAINED])
 Found = dict[tuple[str, ...], list[list[Candidate]]]  # by enrolled pills: two nearest of each probe
 
 
@@ -55,10 +58,10 @@ FOREIGN = [f"stranger {n % 5}" for n in range(12)]
 def drawn() -> Found:
     """What every gallery that can be drawn from the pills says of every probe."""
     found: Found = {}
-    for size in (1, 2, 4):
-        for pills in combinations(PILLS, size):
-            with _gallery(pills) as gallery:
-                found[pills] = gallery.search(PROBES, 2)
+    drawn = [pills for size in (1, 2, 4) for pills in combinations(PILLS, size)]
+    for pills in [*drawn, *(tuple(sorted([*PILLS, pill])) for pill in TRAINED)]:
+        with _gallery(pills) as gallery:
+            found[pills] = gallery.search(PROBES, 2)
     return found
 
 
@@ -76,19 +79,19 @@ def test_chance_of_first_is_that_of_all_draws(n_drawn: int) -> None:
     assert chance_of_first(5, n_drawn) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("size", [1, 2, 4, 6])
 @pytest.mark.parametrize("threshold", [0.3, 0.35, 0.45])
 def test_strangers_are_accepted_as_often_as_in_all_galleries_of_that_size(
     whole: Gallery, drawn: Found, size: int, threshold: float
 ) -> None:
     scores = [[two[0].score for two in of] for pills, of in drawn.items() if len(pills) == size]
     ranking = rank_pills(whole, PILLS, PROBES, FOREIGN)
-    reached = (ranking.chance_of_error(size) * (ranking.others >= threshold)).sum(axis=1)
+    reached = ranking.share_of_errors(size, threshold)
     assert reached == pytest.approx((np.array(scores) >= threshold).mean(axis=0))
     assert 0 < reached.mean() < 1
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("size", [1, 2, 4, 6])
 @pytest.mark.parametrize("threshold", [0.2, 0.35])
 def test_enrolled_pills_are_misnamed_and_named_as_often_as_in_all_such_galleries(
     whole: Gallery, drawn: Found, size: int, threshold: float
@@ -105,8 +108,7 @@ def test_enrolled_pills_are_misnamed_and_named_as_often_as_in_all_such_galleries
         pairs = zip(names, ahead, strict=True)
         right.append(sum(name == shown and leads for name, leads in pairs) / len(among))
     ranking = rank_pills(whole, PILLS, PROBES, SHOWN)
-    errors = (ranking.chance_of_error(size) * (ranking.others >= threshold)).sum(axis=1)
-    assert errors == pytest.approx(wrong)
+    assert ranking.share_of_errors(size, threshold) == pytest.approx(wrong)
     strangers = rank_pills(whole, PILLS, PROBES, FOREIGN)
     measured = measure_sizes({size: threshold}, margin, strangers, ranking, 0.95)[str(size)]
     by_pill = [np.mean([r for r, s in zip(right, SHOWN, strict=True) if s == p]) for p in PILLS[:4]]
@@ -125,21 +127,24 @@ def _rankings(seed: int, n_enrolled: int = 120) -> tuple[Ranking, Ranking]:
     rng = np.random.default_rng(seed)
     foreign = -np.sort(-rng.normal(0.3, 0.15, (60, n_enrolled)), axis=1)
     others = -np.sort(-rng.normal(0.3, 0.15, (40, n_enrolled - 1)), axis=1)
+    own = rng.normal(0.7, 0.15, 40)
+    of_pool = rng.permuted(np.tile(np.arange(n_enrolled - 1) < 79, (100, 1)), axis=1)
+    with_own = np.insert(of_pool[:60], 50, True, axis=1)  # 80 of the pool, 40 trained on
+    strangers, pills = [f"s{n}" for n in range(60)], [f"p{n}" for n in range(40)]
     return (
-        Ranking([f"s{n}" for n in range(60)], foreign),
-        Ranking([f"p{n}" for n in range(40)], others, rng.normal(0.7, 0.15, 40)),
+        Ranking(strangers, foreign, with_own),
+        Ranking(pills, others, of_pool[60:], own, own[:, None] - others),
     )
 
 
 def _error(ranking: Ranking, size: int, threshold: float) -> float:
-    of_photo = (ranking.chance_of_error(size) * (ranking.others >= threshold)).sum(axis=1)
-    return float(of_photo.mean())
+    return float(ranking.share_of_errors(size, threshold).mean())
 
 
 def test_thresholds_rise_with_the_gallery_and_keep_the_aims() -> None:
     strangers, mated = _rankings(0)
     thresholds = thresholds_by_size(strangers, mated, _settings(0.1, 0.1))
-    assert list(thresholds) == [size for size in SIZES if size < 120] == [5, 10, 20, 50, 100]
+    assert list(thresholds) == [5, 10, 20, 30, 50, 75, 100] == [n for n in SIZES if n < 120]
     assert sorted(thresholds.values()) == list(thresholds.values())
     assert thresholds[5] < thresholds[100] - 0.1
     for size, threshold in thresholds.items():
@@ -147,7 +152,7 @@ def test_thresholds_rise_with_the_gallery_and_keep_the_aims() -> None:
     measured = measure_sizes(thresholds, 0.0, strangers, mated, 0.95)
     assert measured["5"]["fpir"] == pytest.approx(0.1 - 1 / 60, abs=0.02)  # no further than needed
     assert measured["5"]["fnir"] < measured["100"]["fnir"]
-    lead = measure_sizes(thresholds, 0.1, strangers, mated, 0.95)
+    lead = measure_sizes(thresholds, 0.2, strangers, mated, 0.95)
     assert lead["100"]["fnir"] > measured["100"]["fnir"]
 
 
@@ -174,6 +179,32 @@ def test_next_stranger_is_accepted_as_rarely_as_aimed_on_average() -> None:
         new, _ = _rankings(1000 + seed)
         accepted.append(_error(new, 10, threshold))
     assert 0.08 < np.mean(accepted) < 0.105  # 3,600 strangers
+
+
+def test_a_threshold_that_proves_its_promises_stays() -> None:
+    strangers, mated = _rankings(3)
+    kept = {5: 0.8, 50: 0.8}
+    assert raised_until_proven(kept, strangers, mated, _settings(0.1, 0.1)) == kept
+
+
+@pytest.mark.parametrize("promise", ["promised_fpir", "promised_misnamed"])
+def test_a_threshold_is_raised_no_further_than_test_photos_need(promise: str) -> None:
+    strangers, mated = _rankings(4)
+    settings = _settings(0.1, 0.1).model_copy(
+        update={"promised_fpir": 0.99, "promised_misnamed": 0.99, promise: 0.2}
+    )
+    (raised,) = raised_until_proven({50: 0.1}, strangers, mated, settings).values()
+    ranking = strangers if promise == "promised_fpir" else mated
+    assert raised > 0.1
+
+    def bound(threshold: float) -> float:
+        errors = ranking.share_of_errors(50, threshold)
+        return upper_bound(errors, ranking.pills, settings.confidence)
+
+    assert bound(raised) <= 0.2 < bound(raised - 1e-6)
+    last = just_above(ranking.others[ranking.chance_of_error(50) > 0].max())
+    few = _settings(0.1, 0.1).model_copy(update={promise: 0.01})  # 60 pills cannot prove it
+    assert raised_until_proven({50: 0.1}, strangers, mated, few)[50] == last
 
 
 def test_photos_of_the_pool_and_of_others_are_not_mixed(whole: Gallery) -> None:

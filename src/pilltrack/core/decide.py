@@ -61,9 +61,9 @@ class SmallerGallery(BaseModel):
     """The threshold for galleries of at most `gallery_size` pills, with the same margin.
 
     Few pills are few that a stranger can be taken for, so a lower threshold keeps the same
-    promises, on average over galleries drawn from pills that were not trained on. The upper bounds
-    are what test pills prove of galleries of `gallery_size` pills; in smaller ones, drawn alike,
-    both errors are rarer.
+    promises, on average over galleries drawn from pills that were not trained on, and, where these
+    are too few, from others besides. The upper bounds are what test pills prove of galleries of
+    `gallery_size` pills; in smaller ones, drawn alike, both errors are rarer.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

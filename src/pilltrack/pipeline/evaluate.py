@@ -34,6 +34,7 @@ from pilltrack.pipeline.enroll import (
 from pilltrack.pipeline.gallery_sizes import (
     Ranking,
     measure_sizes,
+    raised_until_proven,
     rank_pills,
     thresholds_by_size,
 )
@@ -146,6 +147,7 @@ def main(params: Params, artifacts: Path) -> None:
             _ranked(gallery, pool, gated[cohort].embeddings, gated[cohort].pills)
             for cohort in ("strangers", "new")
         )
+        thresholds = raised_until_proven(thresholds, strangers, new, settings)
         metrics["smaller_galleries"] = measure_sizes(
             thresholds, rule.margin, strangers, new, settings.confidence
         )

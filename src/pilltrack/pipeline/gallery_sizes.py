@@ -2,13 +2,15 @@
 
 A stranger is accepted when it resembles any of the enrolled pills enough. One threshold for a
 thousand pills therefore refuses nearly everything when five are enrolled. Here the enrolled pills
-that were not trained on stand for what a device enrols: from a photo's scores for each of them
-follows, for every size, how likely its best score in a gallery drawn from them reaches a threshold.
-Nothing is drawn, all draws count.
+that were not trained on, the pool, stand for what a device enrols; galleries larger than the pool
+hold all of it and pills that were trained on. From a photo's scores for each pill follows, for
+every size, how likely its best score in such a gallery reaches a threshold. Nothing is drawn, all
+draws count.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -16,26 +18,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilltrack.core.gallery import Gallery
-from pilltrack.core.metrics import best_per_pill
+from pilltrack.core.metrics import best_per_pill, just_above
 from pilltrack.pipeline.calibrate import conformal_threshold
 from pilltrack.pipeline.intervals import pill_means, upper_bound
 from pilltrack.pipeline.params import EvaluateParams
 from pilltrack.pipeline.protocol import Measures, rounded, rounded_up
 
-SIZES = (5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+SIZES = (5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1000, 2000, 5000)
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """The scores of each of N photos for the other pills of a pool, most alike first.
+    """What a gallery of C pills, besides the photo's own, has to say of each of N photos.
 
-    For a stranger these are all P pills of the pool. For one of the pool they are P - 1, and its
-    own score stands beside them.
+    Pills stand in the order of their cosines, most alike first.
     """
 
     pills: Sequence[str]  # (N,) that the photos show
-    others: NDArray[np.float64]  # (N, P or P - 1), falling along each row
-    own: NDArray[np.float64] | None = None  # (N,); None for strangers
+    others: NDArray[np.float64]  # (N, C): the score of each, were it the nearest
+    of_pool: NDArray[np.bool_]  # (N, C): not trained on
+    own: NDArray[np.float64] | None = None  # (N,) score of the photo's own pill; None for strangers
+    gaps: NDArray[np.float64] | None = None  # (N, C): own cosine less that of each other pill
 
     def chance_of_error(self, n_pills: int) -> NDArray[np.float64]:
         """Chance of each of `others` to be what a gallery of `n_pills` takes the photo for.
@@ -43,48 +46,80 @@ class Ranking:
         The pill itself is enrolled too, unless it is a stranger; what scores like it counts as
         ahead of it.
         """
-        n_others = self.others.shape[1]
-        if self.own is None:
-            return np.broadcast_to(chance_of_first(n_others, n_pills), self.others.shape)
-        return np.where(
-            self.others >= self.own[:, None], chance_of_first(n_others, n_pills - 1), 0.0
-        )
+        if self.gaps is None:
+            return self._chance_of_first(n_pills)
+        return np.where(self.gaps <= 0, self._chance_of_first(n_pills - 1), 0.0)
 
     def chance_of_lead(self, n_pills: int, margin: float) -> NDArray[np.float64]:
-        """Chance (N,) that a pill of the pool is ahead of all others by `margin`, and not tied."""
-        assert self.own is not None, "strangers lead nowhere"
-        own, n_others = self.own[:, None], self.others.shape[1]
-        close = (own - self.others < margin) | (self.others >= own)
-        chances = np.where(close, chance_of_first(n_others, n_pills - 1), 0.0)
+        """Chance (N,) that the photo's own pill is ahead of all others by `margin`, not tied."""
+        assert self.gaps is not None, "strangers lead nowhere"
+        close = (self.gaps < margin) | (self.gaps <= 0)
+        chances = np.where(close, self._chance_of_first(n_pills - 1), 0.0)
         lead: NDArray[np.float64] = 1.0 - chances.sum(axis=1)
         return lead
+
+    def share_of_errors(self, n_pills: int, threshold: float) -> NDArray[np.float64]:
+        """Chance (N,) of each photo to be taken for another pill in a gallery of `n_pills`."""
+        errors = self.chance_of_error(n_pills) * (self.others >= threshold)
+        share: NDArray[np.float64] = errors.sum(axis=1).clip(0, 1)
+        return share
+
+    def _chance_of_first(self, n_drawn: int) -> NDArray[np.float64]:
+        """Chance (N, C) of each pill to be the first of `n_drawn`: of the pool while it lasts."""
+        before = np.cumsum(self.of_pool, axis=1)  # of the pool, up to and with each place
+        n_pool = int(before[0, -1]) if before.size else 0
+        if n_drawn <= n_pool:
+            # Place -1, before the first of the pool, has no chance.
+            chances = np.append(chance_of_first(n_pool, n_drawn), 0.0)[before - 1]
+            return np.where(self.of_pool, chances, 0.0)
+        n_trained = self.others.shape[1] - n_pool
+        rank = np.cumsum(~self.of_pool, axis=1) - 1
+        chances = np.append(chance_of_first(n_trained, n_drawn - n_pool), 0.0)[rank]
+        chances = np.where(before == 0, chances, 0.0)
+        nearest_of_pool = self.of_pool & (before == 1)  # enrolled in any case
+        return np.where(nearest_of_pool, 1 - chances.sum(axis=1, keepdims=True), chances)
 
 
 def rank_pills(
     gallery: Gallery, pool: Collection[str], embeddings: NDArray[np.float32], pills: Sequence[str]
 ) -> Ranking:
-    """Rank the pills of `pool`, all enrolled in `gallery`, for each photo (N, D) of `pills` (N,).
+    """Rank the pills of `gallery` for each photo (N, D) of `pills` (N,).
 
-    Scores are those of `Gallery.search` but for the last digits of a float32. Raises ValueError
-    when some of the photos are of the pool and others are not, and for a pool that the background
-    knows: the score of such a pill depends on whether it is the nearest.
+    `pool`: those of them that were not trained on. The photos show only pills of the pool, or
+    none. Scores are those of `Gallery.search` but for the last digits of a float32. A score for a
+    pill of the background, which its own part there does not count against, is right where no pill
+    of the pool is more alike: only there it has a chance of being the nearest. Raises ValueError
+    when some of the photos are of the pool and others are not, and when the background knows some
+    of the pool.
     """
     if set(pool) & set(gallery.background.pills):
         raise ValueError("pills of the background in the pool")
-    references = [(row, r.pill) for row, r in enumerate(gallery.references()) if r.pill in pool]
-    rows, pill_of = zip(*references, strict=True)
-    cosines, names = best_per_pill(embeddings @ gallery.embeddings()[list(rows)].T, pill_of)
-    shares = gallery.background.share(embeddings, [""] * len(pills))
-    scores = np.clip(cosines, -1, 1) - shares[:, None]
-    column_of = {name: column for column, name in enumerate(names)}
-    columns = [column_of[pill] for pill in pills if pill in column_of]
-    if not columns:
-        return Ranking(pills, -np.sort(-scores, axis=1))
-    if len(columns) < len(pills):
+    columns = [n for n, pill in enumerate(pills) if pill in pool]
+    if columns and len(columns) < len(pills):
         raise ValueError("photos of the pool and of strangers in one ranking")
-    is_own = np.arange(len(names)) == np.array(columns)[:, None]
-    others = scores[~is_own].reshape(len(pills), len(names) - 1)
-    return Ranking(pills, -np.sort(-others, axis=1), scores[is_own])
+    references = [r.pill for r in gallery.references()]
+    found, names = best_per_pill(embeddings @ gallery.embeddings().T, references)
+    cosines = np.clip(found, -1, 1).astype(np.float64)
+    own = None
+    if columns:
+        is_own = np.array(names) == np.array(pills)[:, None]
+        own = cosines[is_own]
+        cosines[is_own] = -np.inf  # last of its row, and then cut off
+    order = np.argsort(-cosines, axis=1, kind="stable")
+    if own is not None:
+        order = order[:, :-1]
+    cosines = np.take_along_axis(cosines, order, axis=1)
+    of_pool = np.array([name in pool for name in names])[order]
+    background = gallery.background
+    shares = background.share(embeddings, [""] * len(pills))
+    scores = cosines - shares[:, None]
+    for row, first in enumerate((np.cumsum(of_pool, axis=1) == 0).sum(axis=1)):
+        ahead = [names[column] for column in order[row, :first]]
+        repeated = np.repeat(embeddings[row : row + 1], len(ahead), axis=0)
+        scores[row, :first] = cosines[row, :first] - background.share(repeated, ahead)
+    if own is None:
+        return Ranking(pills, scores, of_pool)
+    return Ranking(pills, scores, of_pool, own - shares, own[:, None] - cosines)
 
 
 def chance_of_first(n_pills: int, n_drawn: int) -> NDArray[np.float64]:
@@ -110,7 +145,7 @@ def thresholds_by_size(
 ) -> dict[int, float]:
     """The lowest threshold that keeps both aims of `settings` in a gallery of each size.
 
-    Sizes are those of `SIZES` below the number of pills in the pool; rankings are of validation
+    Sizes are those of `SIZES` below the number of enrolled pills; rankings are of validation
     photos. An ambiguity margin, which only takes names away, is left out of account.
     """
     found: dict[int, float] = {}
@@ -121,6 +156,44 @@ def thresholds_by_size(
         ]
         found[size] = max([*needed, *found.values()])  # never lower than a smaller gallery's
     return found
+
+
+def raised_until_proven(
+    thresholds: dict[int, float], strangers: Ranking, mated: Ranking, settings: EvaluateParams
+) -> dict[int, float]:
+    """Each threshold, or the lowest above it at which test photos prove both promises.
+
+    Errors, and so their upper bounds, only fall as a threshold rises. Of a threshold so found the
+    bound holds with the same confidence although the photos chose it: risk-controlling prediction
+    sets, Bates et al., Journal of the ACM 68 (2021), theorem 1. What is measured on them is a
+    little flattered. Where nothing is proven it is above every score.
+    """
+    found: dict[int, float] = {}
+    for size, threshold in thresholds.items():
+        needed = [
+            _lowest_proven(ranking, size, threshold, promise, settings.confidence)
+            for ranking, promise in (
+                (strangers, settings.promised_fpir),
+                (mated, settings.promised_misnamed),
+            )
+        ]
+        found[size] = max([*needed, *found.values()])
+    return found
+
+
+def _lowest_proven(
+    ranking: Ranking, size: int, threshold: float, promise: float, confidence: float
+) -> float:
+    at_risk = ranking.others[ranking.chance_of_error(size) > 0]
+    scores = np.unique(at_risk[at_risk >= threshold]).tolist()
+    levels = [threshold, *(just_above(score) for score in scores)]
+
+    def is_proven(level: float) -> bool:
+        errors = ranking.share_of_errors(size, level)
+        return upper_bound(errors, ranking.pills, confidence) <= promise
+
+    place = bisect_left(levels, True, hi=len(levels) - 1, key=is_proven)
+    return levels[place]
 
 
 def measure_sizes(
@@ -139,10 +212,9 @@ def measure_sizes(
     for size, threshold in thresholds.items():
         report[str(size)] = measures = {"threshold": rounded(threshold)}
         for harm, ranking in (("fpir", strangers), ("misnamed", mated)):
-            errors = ranking.chance_of_error(size) * (ranking.others >= threshold)
-            of_photo = errors.sum(axis=1).clip(0, 1)
-            measures[harm] = rounded(pill_means(of_photo, ranking.pills).mean())
-            measures[f"{harm}_upper"] = rounded_up(upper_bound(of_photo, ranking.pills, confidence))
+            errors = ranking.share_of_errors(size, threshold)
+            measures[harm] = rounded(pill_means(errors, ranking.pills).mean())
+            measures[f"{harm}_upper"] = rounded_up(upper_bound(errors, ranking.pills, confidence))
         assert mated.own is not None
         named = np.where(mated.own >= threshold, mated.chance_of_lead(size, margin), 0.0)
         measures["fnir"] = rounded(1 - pill_means(named, mated.pills).mean())
