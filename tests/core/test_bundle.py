@@ -189,23 +189,18 @@ def test_another_version_of_preprocessing_is_another_space(
         read_bundle(bundle)
 
 
-FEW = {"gallery_size": 1, "threshold": 0.1, "fpir_upper": 0.01, "misnamed_upper": 0.01}
-SMALLER = {"smaller": [FEW]}
-
-
-def test_bundle_of_the_format_before_is_read_too(bundle: Path) -> None:
-    edit(bundle, lambda manifest: manifest["calibration"].update(SMALLER))
+def test_thresholds_of_smaller_galleries_are_read(bundle: Path) -> None:
+    few = {"gallery_size": 1, "threshold": 0.1, "fpir_upper": 0.01, "misnamed_upper": 0.01}
+    edit(bundle, lambda manifest: manifest["calibration"].update(smaller=[few]))
     assert read_bundle(bundle).calibration.rule_for(0).threshold == 0.1
     edit(bundle, lambda manifest: manifest["calibration"].pop("smaller"))
-    edit(bundle, lambda manifest: manifest.update(format=6))
     assert read_bundle(bundle).calibration.smaller == ()
 
 
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        (lambda m: m.update(format=5), "format 5; expected format 6 or 7"),
-        (lambda m: m.update(format=6) or m["calibration"].update(SMALLER), "in format 6"),
+        (lambda m: m.update(format=7), "format 7; expected format 8"),
         (lambda m: m.update(format="1"), "format '1'"),
         (lambda m: m.update(format=True), "format True"),
         (lambda m: m.pop("format"), "format None"),

@@ -25,6 +25,19 @@ def test_a_pill_in_both_is_one_pill_with_its_better_score() -> None:
     assert [(c.pill, round(c.score, 5)) for c in found] == [("a", 1.0), ("b", 0.0)]
 
 
+def test_the_looks_of_a_pill_in_both_are_made_of_the_references_of_both() -> None:
+    with gallery_of({"a": [1, 0, 0, 0]}) as device:
+        more = [Reference("a", "", f"{n}") for n in range(3)]
+        device.enrol(more, np.eye(3, DIM, 1, dtype=np.float32))
+        [[found]] = device.search(unit([1, 1, 0, 0]), 5)
+        assert found.score == pytest.approx(1)
+        [[found]] = device.search(unit([1, 0, 0, 0]), 5)
+        assert found.score == pytest.approx(0.5**0.5)
+        device.remove("a")
+        [[found]] = device.search(unit([1, 0, 0, 0]), 5)
+        assert found.score == pytest.approx(1)
+
+
 def test_forgetting_leaves_what_the_bundle_brought() -> None:
     with gallery_of({"a": [1, 0, 0, 0]}) as device:
         device.enrol(
@@ -65,7 +78,10 @@ def test_it_answers_as_one_gallery_with_all_references(
             whole.enrol(references, embeddings)
             device.bundled.enrol(references[:n_bundled], embeddings[:n_bundled])
             device.enrol(references[n_bundled:], embeddings[n_bundled:])
-        assert device.search(probes, n_pills) == whole.search(probes, n_pills)
+        ours, theirs = device.search(probes, n_pills), whole.search(probes, n_pills)
+        for one, other in zip(ours, theirs, strict=True):
+            assert [c.pill for c in one] == [c.pill for c in other]
+            assert [c.score for c in one] == pytest.approx([c.score for c in other], abs=1e-6)
         assert (device.pills(), device.references()) == (whole.pills(), whole.references())
         assert device.references("p3") == whole.references("p3")
 

@@ -4,6 +4,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from safetensors.numpy import save
 from pilltrack.core.background import WEIGHT, Background
 from pilltrack.core.errors import BundleRejected, SpaceMismatch
 from pilltrack.core.gallery import Candidate, Gallery, Reference, read_background, read_space
+from pilltrack.core.looks import ENOUGH_TO_PAIR
 
 SPACE = "space-a"
 
@@ -86,6 +88,7 @@ def test_search_equals_brute_force(
 ) -> None:
     for pill in reused.pills():
         reused.remove(pill)
+    enrolled = [one for n, one in enumerate(enrolled) if seldom(one[0], enrolled[:n])]
     references = [reference(pill, i) for i, (pill, _) in enumerate(enrolled)]
     embeddings = np.array([vector for _, vector in enrolled], dtype=np.float32).reshape(-1, 4)
     reused.enrol(references, embeddings)
@@ -96,6 +99,11 @@ def test_search_equals_brute_force(
     assert list(reused.counts()) == reused.pills() == sorted({pill for pill, _ in left})
     assert reused.search(rows(probe), n_pills) == [brute_force(left, probe, n_pills)]
     assert len(reused) == len(left)
+
+
+def seldom(pill: str, before: list[tuple[str, list[float]]]) -> bool:
+    """So that each reference is a look by itself, and all scores are exact."""
+    return sum(name == pill for name, _ in before) < ENOUGH_TO_PAIR - 1
 
 
 def brute_force(
@@ -120,10 +128,30 @@ def test_random_search_agrees_with_numpy() -> None:
     for row, candidates in zip(similarities, found, strict=True):
         assert len(candidates) == 40
         for candidate in candidates:
-            own = [row[i] for i, pill in enumerate(pills) if pill == candidate.pill]
-            assert candidate.score == pytest.approx(max(own), abs=1e-6)
+            own = [i for i, pill in enumerate(pills) if pill == candidate.pill]
+            pairs = [
+                (row[i] + row[j]) / np.linalg.norm(embeddings[i] + embeddings[j])
+                for i, j in combinations(own, 2)
+            ]
+            assert candidate.score == pytest.approx(max(pairs), abs=1e-6)
         scores = [candidate.score for candidate in candidates]
         assert scores == sorted(scores, reverse=True)
+
+
+def test_a_pill_of_many_references_must_be_like_two_of_them() -> None:
+    around: list[list[float]] = [[1, 0, 0, 0], [0.6, 0.8, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+    with Gallery.create(SPACE, 4) as gallery:
+        gallery.enrol([reference("a", n) for n in range(3)], rows(*around[:3]))
+        assert gallery.search(rows(around[0]), 1)[0][0].score == pytest.approx(1.0)
+        gallery.enrol([reference("a", 3)], rows(around[3]))
+        assert len(gallery) == 4
+        between = [2 / 5**0.5, 1 / 5**0.5, 0, 0]  # of the first two, 0.6 apart
+        assert gallery.search(rows(between), 1)[0][0].score == pytest.approx(1.0)
+        assert gallery.search(rows(around[0]), 1)[0][0].score == pytest.approx(0.8**0.5)
+        assert gallery.search(rows(around[3]), 1)[0][0].score == pytest.approx(0.5**0.5)
+        gallery.replace("a", [reference("a", 9)], rows(around[3]))
+        assert gallery.search(rows(around[0]), 1)[0][0].score == pytest.approx(0.0)
+        assert gallery.search(rows(around[3]), 1)[0][0].score == pytest.approx(1.0)
 
 
 def test_scores_never_leave_the_range_of_a_cosine() -> None:
@@ -249,7 +277,9 @@ def test_shard_that_fails_half_way_enrols_none(
     monkeypatch.setattr("pilltrack.core.gallery.ENROL_CHUNK", 10)
     monkeypatch.setattr(qdrant_edge, "UpdateOperation", operations)
     with pytest.raises(OSError, match="no space left"):
-        gallery.enrol([reference("new", i) for i in range(15)], np.repeat(rows([1, 0]), 15, axis=0))
+        gallery.enrol(
+            [reference(f"new {i}", 0) for i in range(15)], np.repeat(rows([1, 0]), 15, axis=0)
+        )
     assert len(gallery) == 4
     assert [c.pill for c in gallery.search(rows([1, 0]), 9)[0]] == ["a", "b", "c"]
 

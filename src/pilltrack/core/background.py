@@ -2,8 +2,8 @@
 
 A plain white tablet is like a hundred others: a cosine of 0.9 to its nearest reference says
 little. A red and blue capsule is like nothing else, and 0.7 says much. A gallery therefore carries
-a background, embeddings of pills that the model was trained on, and a score is the cosine to a
-reference less a share of the photo's mean cosine to its nearest background embeddings. One
+a background, embeddings of pills that the model was trained on, and a score is the cosine to the
+best look less a share of the photo's mean cosine to its nearest background embeddings. One
 threshold then fits plain and striking pills.
 
 This is test normalisation of speaker verification (Auckenthaler, Carey and Lloyd-Thomas 2000,

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pilltrack.core.decide import Calibration
 from pilltrack.core.embedder import open_embedder, space_of
@@ -32,8 +32,8 @@ from pilltrack.core.gallery import Gallery, read_background, read_space
 from pilltrack.core.locate import Locator, LocatorCard
 from pilltrack.core.probes import Picture, promise, read_probes, save_probes
 
-FORMAT: Final = 7
-READABLE = (6, 7)  # 6 is 7 without thresholds for smaller galleries
+FORMAT: Final = 8
+READABLE = (8,)  # up to 7 thresholds were set on other scores (`core.looks`)
 MANIFEST_FILE = "manifest.json"
 GALLERY_FILE = "gallery.safetensors"
 LOCATOR_FILE = "locator.tflite"
@@ -69,7 +69,7 @@ class FileRecord(_Part):
 class Manifest(_Part):
     """The content of manifest.json; `pills` maps each pill to its metadata (NDC, name, ...)."""
 
-    format: Literal[6, 7]
+    format: Literal[8]
     name: str = Field(min_length=1)
     git_commit: str
     data_digest: str
@@ -80,12 +80,6 @@ class Manifest(_Part):
     calibration: Calibration
     pills: dict[str, dict[str, str]]
     files: dict[PlainName, FileRecord] = Field(max_length=MAX_FILES)
-
-    @model_validator(mode="after")
-    def _as_format(self) -> Manifest:
-        if self.format < FORMAT and self.calibration.smaller:
-            raise ValueError(f"thresholds for smaller galleries in format {self.format}")
-        return self
 
 
 def write_bundle(

@@ -1,8 +1,9 @@
 """What a device searches: the bundle's pills and those enrolled on it, as one gallery.
 
 Two shards. The bundle's never changes; the device's own grows and shrinks while it is searched,
-and is filled from `core.local` whenever a bundle is opened. A pill that is in both is one pill,
-and its score is that of its nearest reference, wherever that lies.
+and is filled from `core.local` whenever a bundle is opened. A pill that is in both is one pill:
+the device's shard holds its looks, made of the references of both, and the bundle's is not asked
+for it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class DeviceGallery:
 
     def __init__(self, bundled: Gallery) -> None:
         self.bundled = bundled
-        self.local = Gallery.create(bundled.space, bundled.dim)
+        self.local = Gallery.create(bundled.space, bundled.dim, beside=bundled)
 
     @property
     def space(self) -> str:
@@ -59,12 +60,10 @@ class DeviceGallery:
 
     def search(self, embeddings: NDArray[np.float32], n_pills: int) -> list[list[Candidate]]:
         """Find the `n_pills` most similar distinct pills of both; as `Gallery.search`."""
-        pairs = zip(
-            self.bundled.nearest(embeddings, n_pills),
-            self.local.nearest(embeddings, n_pills),
-            strict=True,
-        )
-        found = [_merged(ours, theirs, n_pills) for ours, theirs in pairs]
+        with self.local.lock:  # no pill may be in both answers, or in none
+            ours = self.bundled.nearest(embeddings, n_pills, hidden=self.local)
+            theirs = self.local.nearest(embeddings, n_pills)
+        found = [_merged(*lists, n_pills) for lists in zip(ours, theirs, strict=True)]
         return held_against(self.background, embeddings, found)
 
     def pills(self) -> list[str]:
@@ -107,15 +106,12 @@ class DeviceGallery:
 def _merged(
     ours: Sequence[Candidate], theirs: Sequence[Candidate], n_pills: int
 ) -> list[Candidate]:
-    """The best of two ranked lists, each pill once; ties in order of name.
+    """The best of two ranked lists; ties in order of name.
 
-    >>> some = [Candidate("a", 0.9), Candidate("b", 0.5)]
-    >>> other = [Candidate("b", 0.95), Candidate("c", 0.5)]
-    >>> [candidate.pill for candidate in _merged(some, other, 3)]
-    ['b', 'a', 'c']
+    >>> some = [Candidate("a", 0.9), Candidate("c", 0.5)]
+    >>> other = [Candidate("b", 0.5)]
+    >>> [candidate.pill for candidate in _merged(some, other, 2)]
+    ['a', 'b']
     """
-    best: dict[str, float] = {}
-    for candidate in (*ours, *theirs):
-        best[candidate.pill] = max(candidate.score, best.get(candidate.pill, -2.0))
-    ranked = sorted(best.items(), key=lambda item: (-item[1], item[0]))
-    return [Candidate(pill, score) for pill, score in ranked[:n_pills]]
+    ranked = sorted([*ours, *theirs], key=lambda found: (-found.score, found.pill))
+    return ranked[:n_pills]

@@ -1,9 +1,10 @@
 """The enrolled pills: enrol, remove, search, save.
 
-A gallery is an in-process Qdrant Edge shard, searched exactly (no approximate index). The shard
-lives in a directory of its own, is built anew whenever a gallery is opened and is not meant to be
-kept; what is kept is one portable safetensors file with all embeddings and references, because
-opening a shard writes to its directory and would break the hashes of a bundle.
+What a probe is compared with, the pills' looks (`core.looks`), is an in-process Qdrant Edge shard,
+searched exactly (no approximate index). The shard lives in a directory of its own, is built anew
+whenever a gallery is opened and is not meant to be kept; what is kept is one portable safetensors
+file with all embeddings and references, because opening a shard writes to its directory and would
+break the hashes of a bundle.
 
     gallery file    safetensors
       tensor        background  (M, D) float16, unit length: see `core.background`
@@ -22,9 +23,8 @@ from __future__ import annotations
 import math
 import tempfile
 import threading
-from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass
-from itertools import islice
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -37,6 +37,7 @@ from safetensors import SafetensorError, safe_open
 
 from pilltrack.core.background import Background, no_background
 from pilltrack.core.errors import BundleRejected, SpaceMismatch
+from pilltrack.core.looks import looks_of
 from pilltrack.core.tensors import as_json, write_tensors
 
 FORMAT = "pilltrack-gallery-2"
@@ -65,11 +66,14 @@ class Reference:
 class Candidate:
     """A pill and how much a probe resembles it.
 
-    `score` is the best cosine of its references, in -1..1, less the gallery's background.
+    `score` is the best cosine of its looks, in -1..1, less the gallery's background.
     """
 
     pill: str
     score: float
+
+
+_Enrolled = tuple[Reference, NDArray[np.float32]]  # with its embedding (D,)
 
 
 class Gallery:
@@ -78,16 +82,21 @@ class Gallery:
     Use it as a context manager, or call `close`: a private shard directory is then deleted.
     """
 
-    def __init__(self, space: str, dim: int, directory: Path | None = None) -> None:
+    def __init__(
+        self, space: str, dim: int, directory: Path | None = None, beside: Gallery | None = None
+    ) -> None:
         if not space or not 1 <= dim <= MAX_DIM:
             raise ValueError(f"space {space!r}, dim {dim}; expected a name and 1..{MAX_DIM}")
         self.space = space
         self.dim = dim
+        self._beside = beside
         self._background = no_background(dim)
-        self._references: dict[int, Reference] = {}  # by point id
-        self._ids_of: dict[str, list[int]] = {}  # by pill
+        self._enrolled: dict[str, list[_Enrolled]] = {}  # by pill, in order
+        self._n_references = 0
+        self._pill_of: dict[int, str] = {}  # by point id of a look
+        self._looks_of: dict[str, list[int]] = {}  # point ids by pill
         self._next_id = 0
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()  # hold it to have nothing change between two calls
         self._temporary = None
         if directory is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="pilltrack-gallery-")
@@ -99,13 +108,16 @@ class Gallery:
         self._shard = qdrant_edge.EdgeShard.create(str(directory), config)
 
     @classmethod
-    def create(cls, space: str, dim: int, directory: Path | None = None) -> Self:
+    def create(
+        cls, space: str, dim: int, directory: Path | None = None, beside: Gallery | None = None
+    ) -> Self:
         """Open an empty gallery for embeddings of length `dim` in `space`.
 
         `directory` holds the shard and must not hold one yet; None means a private temporary
-        directory, removed by `close`.
+        directory, removed by `close`. `beside`: a gallery that no longer changes; the looks of a
+        pill that is in both are made of the references of both.
         """
-        return cls(space, dim, directory)
+        return cls(space, dim, directory, beside)
 
     @classmethod
     def load(cls, path: Path, directory: Path | None = None) -> Self:
@@ -144,33 +156,23 @@ class Gallery:
         for another shape or dtype, a value that is not finite, a row that is not of unit length,
         a reference without a pill, or too many references.
         """
-        _check_references(references, len(self._references))
-        _check_unit_rows("embedding", embeddings, self.dim, len(references))
-        if not references:
-            return
-        with self._lock:
-            new = dict(enumerate(references, start=self._next_id))
-            self._next_id += len(new)
-            points = (
-                qdrant_edge.Point(point_id, {VECTOR_NAME: row.tolist()}, asdict(reference))
-                for (point_id, reference), row in zip(new.items(), embeddings, strict=True)
-            )
-            try:
-                while chunk := list(islice(points, ENROL_CHUNK)):
-                    self._shard.update(qdrant_edge.UpdateOperation.upsert_points(chunk))
-            except Exception:
-                self._shard.update(qdrant_edge.UpdateOperation.delete_points(list(new)))
-                raise
-            self._references |= new
-            for point_id, reference in new.items():
-                self._ids_of.setdefault(reference.pill, []).append(point_id)
+        with self.lock:
+            _check_references(references, len(self))
+            _check_unit_rows("embedding", embeddings, self.dim, len(references))
+            kept = {
+                reference.pill: list(self._enrolled.get(reference.pill, []))
+                for reference in references
+            }
+            for reference, row in zip(references, embeddings.copy(), strict=True):
+                kept[reference.pill].append((reference, row))
+            self._put(kept)
 
     def remove(self, pill: str) -> int:
         """Remove all references of a pill; return how many there were (0 if not enrolled)."""
-        with self._lock:
-            ids = list(self._ids_of.get(pill, []))
-            self._delete(pill, ids)
-            return len(ids)
+        with self.lock:
+            count = len(self._enrolled.get(pill, []))
+            self._put({pill: []})
+            return count
 
     def replace(
         self, pill: str, references: Sequence[Reference], embeddings: NDArray[np.float32]
@@ -181,51 +183,56 @@ class Gallery:
         """
         if others := sorted({reference.pill for reference in references} - {pill}):
             raise ValueError(f"references of {others[0]!r}; expected those of {pill!r} alone")
-        with self._lock:
-            old = list(self._ids_of.get(pill, []))
-            self.enrol(references, embeddings)
-            self._delete(pill, old)
+        with self.lock:
+            _check_references(references, len(self))
+            _check_unit_rows("embedding", embeddings, self.dim, len(references))
+            self._put({pill: list(zip(references, embeddings.copy(), strict=True))})
 
     def search(self, embeddings: NDArray[np.float32], n_pills: int) -> list[list[Candidate]]:
         """Find the `n_pills` most similar distinct pills for each probe (N, D) float32.
 
-        A pill's score is its best reference's dot product with the probe (the cosine, as both
-        have unit length), clipped to -1..1, less the probe's share of the background. Candidates
-        come best first, equal scores in order of pill name; fewer than `n_pills` only if the
-        gallery has fewer. Exact: nothing is approximated or cut off, however many references a
-        pill has.
+        A pill's score is the dot product of its best look (`core.looks`) with the probe (the
+        cosine, as both have unit length), clipped to -1..1, less the probe's share of the
+        background. Candidates come best first, equal scores in order of pill name; fewer than
+        `n_pills` only if the gallery has fewer. Exact: nothing is approximated or cut off, however
+        many references a pill has.
 
         Raises ValueError for another shape or dtype, a value that is not finite, or n_pills < 1.
         """
         return held_against(self.background, embeddings, self.nearest(embeddings, n_pills))
 
-    def nearest(self, embeddings: NDArray[np.float32], n_pills: int) -> list[list[Candidate]]:
-        """What `search` finds before the background is taken off: scores are cosines."""
+    def nearest(
+        self, embeddings: NDArray[np.float32], n_pills: int, hidden: Container[str] = ()
+    ) -> list[list[Candidate]]:
+        """What `search` finds before the background is taken off: scores are cosines.
+
+        Pills that are `hidden` are as if not enrolled.
+        """
         _check_embeddings(embeddings, self.dim)
         if n_pills < 1:
             raise ValueError(f"n_pills is {n_pills}; expected at least 1")
-        return [self._nearest_pills(embedding.tolist(), n_pills) for embedding in embeddings]
+        return [self._nearest_pills(probe.tolist(), n_pills, hidden) for probe in embeddings]
 
     def pills(self) -> list[str]:
         """List the enrolled pills, sorted."""
-        with self._lock:
-            return sorted(self._ids_of)
+        with self.lock:
+            return sorted(self._enrolled)
 
     @property
     def n_pills(self) -> int:
         """How many pills are enrolled."""
-        with self._lock:
-            return len(self._ids_of)
+        with self.lock:
+            return len(self._enrolled)
 
     def counts(self) -> dict[str, int]:
         """Map each pill to how many references it has, in order of name."""
-        with self._lock:
-            return {pill: len(self._ids_of[pill]) for pill in sorted(self._ids_of)}
+        with self.lock:
+            return {pill: len(self._enrolled[pill]) for pill in sorted(self._enrolled)}
 
     def references(self, pill: str | None = None) -> list[Reference]:
         """List the references of a pill, or all, sorted by (pill, side, image)."""
-        with self._lock:
-            return [self._references[point_id] for point_id in self._sorted_ids(pill)]
+        with self.lock:
+            return [reference for reference, _ in self._in_order(pill)]
 
     def embeddings(self, pill: str | None = None) -> NDArray[np.float32]:
         """Return embeddings (N, D) float32, row i belonging to `references(pill)[i]`."""
@@ -261,18 +268,18 @@ class Gallery:
 
     def close(self) -> None:
         """Release the shard and remove its directory if it is private. Harmless when repeated."""
-        with self._lock:
+        with self.lock:
             self._shard.close()
             if self._temporary is not None:
                 self._temporary.cleanup()
 
-    def __contains__(self, pill: str) -> bool:
+    def __contains__(self, pill: object) -> bool:
         """Is this pill enrolled?"""
-        with self._lock:
-            return pill in self._ids_of
+        with self.lock:
+            return pill in self._enrolled
 
     def __len__(self) -> int:
-        return len(self._references)
+        return self._n_references
 
     def __enter__(self) -> Self:
         return self
@@ -285,24 +292,53 @@ class Gallery:
     ) -> None:
         self.close()
 
-    def _delete(self, pill: str, ids: Sequence[int]) -> None:
-        if not ids:
-            return
-        self._shard.update(qdrant_edge.UpdateOperation.delete_points(list(ids)))
-        for point_id in ids:
-            del self._references[point_id]
-        left = [point_id for point_id in self._ids_of[pill] if point_id in self._references]
-        if left:
-            self._ids_of[pill] = left
-        else:
-            del self._ids_of[pill]
+    def _put(self, changes: Mapping[str, Sequence[_Enrolled]]) -> None:
+        """Give each of these pills these references instead of its own: all or none."""
+        ordered = {pill: _sorted(kept) for pill, kept in changes.items()}
+        looks = [
+            (pill, look)
+            for pill, kept in ordered.items()
+            if kept
+            for look in looks_of(np.stack([row for _, row in self._with_others(pill, kept)]))
+        ]
+        new = dict(enumerate(looks, start=self._next_id))
+        self._next_id += len(new)
+        ids = list(new)
+        try:
+            for start in range(0, len(ids), ENROL_CHUNK):
+                chunk = [
+                    qdrant_edge.Point(point_id, {VECTOR_NAME: new[point_id][1].tolist()}, {})
+                    for point_id in ids[start : start + ENROL_CHUNK]
+                ]
+                self._shard.update(qdrant_edge.UpdateOperation.upsert_points(chunk))
+        except Exception:
+            self._shard.update(qdrant_edge.UpdateOperation.delete_points([*ids]))
+            raise
+        old = [point_id for pill in ordered for point_id in self._looks_of.pop(pill, [])]
+        if old:
+            self._shard.update(qdrant_edge.UpdateOperation.delete_points([*old]))
+        for point_id in old:
+            del self._pill_of[point_id]
+        for point_id, (pill, _) in new.items():
+            self._pill_of[point_id] = pill
+            self._looks_of.setdefault(pill, []).append(point_id)
+        for pill, kept in ordered.items():
+            self._n_references += len(kept) - len(self._enrolled.pop(pill, []))
+            if kept:
+                self._enrolled[pill] = kept
 
-    def _nearest_pills(self, embedding: list[float], n_pills: int) -> list[Candidate]:
-        with self._lock:
-            # Enough where the nearest pills have no more references than others; else it doubles.
-            usual = math.ceil(len(self._references) / max(len(self._ids_of), 1))
+    def _with_others(self, pill: str, kept: list[_Enrolled]) -> list[_Enrolled]:
+        """These references of a pill, and those of the gallery beside."""
+        return kept if self._beside is None else _sorted([*kept, *self._beside._in_order(pill)])
+
+    def _nearest_pills(
+        self, embedding: list[float], n_pills: int, hidden: Container[str]
+    ) -> list[Candidate]:
+        with self.lock:
+            # Enough where the nearest pills have no more looks than others; else it doubles.
+            usual = math.ceil(len(self._pill_of) / max(len(self._looks_of), 1))
             limit = n_pills * max(4, usual + 1)
-            while self._references:
+            while self._pill_of:
                 hits = self._shard.query(
                     qdrant_edge.QueryRequest(
                         limit=limit,
@@ -315,35 +351,32 @@ class Gallery:
                 score = math.inf
                 for hit in hits:  # best first
                     score = max(-1.0, min(1.0, hit.score))
-                    best.setdefault(self._references[_int_id(hit.id)].pill, score)
+                    pill = self._pill_of[_int_id(hit.id)]
+                    if pill not in hidden:
+                        best.setdefault(pill, score)
                 ranked = sorted(best.items(), key=lambda item: (-item[1], item[0]))
-                # An unseen reference scores at most `score`; one that ties with the last place
-                # could still win it by name.
+                # An unseen look scores at most `score`; one that ties with the last place could
+                # still win it by name.
                 settled = len(ranked) >= n_pills and score < ranked[n_pills - 1][1]
-                if settled or len(hits) >= len(self._references):
+                if settled or len(hits) >= len(self._pill_of):
                     return [Candidate(pill, value) for pill, value in ranked[:n_pills]]
                 limit *= 2
         return []
 
     def _content(self, pill: str | None = None) -> tuple[list[Reference], NDArray[np.float32]]:
-        with self._lock:
-            ids = self._sorted_ids(pill)
-            embeddings = np.empty((len(ids), self.dim), dtype=np.float32)
-            row_of = {point_id: row for row, point_id in enumerate(ids)}
-            for record in self._shard.retrieve(list(ids), with_payload=False, with_vector=True):
-                assert isinstance(record.vector, dict)
-                vector = np.asarray(record.vector[VECTOR_NAME], dtype=np.float32)
-                embeddings[row_of.pop(_int_id(record.id))] = vector
-            assert not row_of, "the shard lost points"
-            return [self._references[point_id] for point_id in ids], embeddings
+        with self.lock:
+            found = self._in_order(pill)
+        embeddings = np.array([row for _, row in found], np.float32).reshape(-1, self.dim)
+        return [reference for reference, _ in found], embeddings
 
-    def _sorted_ids(self, pill: str | None) -> list[int]:
-        def place(point_id: int) -> tuple[str, str, str, int]:
-            reference = self._references[point_id]
-            return reference.pill, reference.side, reference.image, point_id
+    def _in_order(self, pill: str | None) -> list[_Enrolled]:
+        """What is enrolled of a pill, or of all, sorted by (pill, side, image)."""
+        pills = sorted(self._enrolled) if pill is None else [pill]
+        return [one for name in pills for one in self._enrolled.get(name, [])]
 
-        ids = self._references if pill is None else self._ids_of.get(pill, [])
-        return sorted(ids, key=place)
+
+def _sorted(kept: Sequence[_Enrolled]) -> list[_Enrolled]:
+    return sorted(kept, key=lambda one: one[0])
 
 
 def held_against(

@@ -18,10 +18,10 @@ from numpy.typing import ArrayLike, NDArray
 def best_per_pill(
     similarities: ArrayLike, reference_pills: Sequence[str]
 ) -> tuple[NDArray[np.float64], list[str]]:
-    """Reduce similarities to references (P, R) to the best one per pill (P, n_pills).
+    """Reduce similarities to references, or to looks, (P, R) to the best per pill (P, n_pills).
 
-    score(p, pill) = max over the references r of the pill of similarity(p, r): the nearest
-    reference speaks for its pill, as in `Gallery.search`. Columns are in sorted order of the
+    score(p, pill) = max over the references r of the pill of similarity(p, r): the nearest speaks
+    for its pill, as the best look does in `Gallery.search`. Columns are in sorted order of the
     pills, which are returned beside the scores.
 
     >>> best_per_pill([[0.1, 0.9, 0.4]], ["b", "a", "b"])

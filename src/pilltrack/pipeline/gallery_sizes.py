@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilltrack.core.gallery import Gallery
+from pilltrack.core.looks import all_looks
 from pilltrack.core.metrics import best_per_pill, just_above
 from pilltrack.pipeline.calibrate import conformal_threshold
 from pilltrack.pipeline.intervals import pill_means, upper_bound
@@ -97,8 +98,8 @@ def rank_pills(
     columns = [n for n, pill in enumerate(pills) if pill in pool]
     if columns and len(columns) < len(pills):
         raise ValueError("photos of the pool and of strangers in one ranking")
-    references = [r.pill for r in gallery.references()]
-    found, names = best_per_pill(embeddings @ gallery.embeddings().T, references)
+    looks, pill_of = all_looks(gallery.embeddings(), [r.pill for r in gallery.references()])
+    found, names = best_per_pill(embeddings @ looks.T, pill_of)
     cosines = np.clip(found, -1, 1).astype(np.float64)
     own = None
     if columns:

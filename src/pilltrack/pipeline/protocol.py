@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pilltrack.core.background import Background, no_background
 from pilltrack.core.decide import Decision
 from pilltrack.core.gallery import Reference
+from pilltrack.core.looks import all_looks
 from pilltrack.core.metrics import auroc, fnir_at_fpir
 from pilltrack.pipeline.intervals import (
     Interval,
@@ -116,20 +117,19 @@ def search(
     probes: Probes,
     background: Background | None = None,
 ) -> Outcomes:
-    """Compare every probe with every reference (R, D).
+    """Compare every probe with the looks of every pill, from all references (R, D).
 
-    A pill's score is that of its nearest reference less the share of `background` (None takes
-    nothing off), averaged over the views of the probe. A probe of a pill that is not enrolled is
-    a stranger's.
+    A pill's score is that of its best look (`core.looks`) less the share of `background` (None
+    takes nothing off), averaged over the views of the probe. A probe of a pill that is not enrolled
+    is a stranger's.
     """
-    names, pill_of = np.unique(np.asarray(reference_pills, dtype=object), return_inverse=True)
-    order = np.argsort(pill_of, kind="stable")
-    ordered = references[order]
-    starts = np.searchsorted(pill_of[order], np.arange(len(names) + 1))
+    names = sorted(set(reference_pills))
+    enrolled = _by_pill(references, reference_pills)
+    looks = _by_pill(*all_looks(references, reference_pills))
     column_of = {name: column for column, name in enumerate(names)}
     own = np.array([column_of.get(pill, -1) for pill in probes.pills], np.intp)
     parts = [
-        _search_chunk(ordered, starts, probes.embeddings[start : start + CHUNK], own_part)
+        _search_chunk(enrolled, looks, probes.embeddings[start : start + CHUNK], own_part)
         for start, own_part in _chunks(own)
     ]
     best, first, second, runner_up, rank, precision = (
@@ -154,21 +154,33 @@ def _chunks(own: NDArray[np.intp]) -> list[tuple[int, NDArray[np.intp]]]:
     return [(start, own[start : start + CHUNK]) for start in range(0, len(own), CHUNK)]
 
 
+def _by_pill(
+    embeddings: NDArray[np.float32], pills: Sequence[str]
+) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+    """Embeddings (R, D) in order of their pills, and where each of these begins, and the end."""
+    names, pill_of = np.unique(np.asarray(pills, dtype=object), return_inverse=True)
+    order = np.argsort(pill_of, kind="stable")
+    return embeddings[order], np.searchsorted(pill_of[order], np.arange(len(names) + 1))
+
+
 def _search_chunk(
-    references: NDArray[np.float32],
-    starts: NDArray[np.intp],
+    enrolled: tuple[NDArray[np.float32], NDArray[np.intp]],
+    looks: tuple[NDArray[np.float32], NDArray[np.intp]],
     views: NDArray[np.float32],
     own: NDArray[np.intp],
 ) -> tuple[NDArray[Any], ...]:
     n, n_views = views.shape[:2]
     rows = np.arange(n)
-    similarities = views.reshape(n * n_views, -1) @ references.T
-    per_view = np.maximum.reduceat(similarities, starts[:-1], axis=1)
+    per_view = np.maximum.reduceat(
+        views.reshape(n * n_views, -1) @ looks[0].T, looks[1][:-1], axis=1
+    )
     scores = per_view.reshape(n, n_views, -1).mean(axis=1)
     mated = own >= 0
     rank = np.where(mated, (scores >= scores[rows, own][:, None]).sum(axis=1), 0)
     precision = np.zeros(n)
     if n_views == 1:
+        references, starts = enrolled
+        similarities = views[:, 0] @ references.T
         for row in np.flatnonzero(mated):
             relevant = slice(starts[own[row]], starts[own[row] + 1])
             precision[row] = _average_precision(similarities[row], relevant)
