@@ -8,49 +8,76 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from pilltrack.core.looks import ENOUGH_TO_PAIR, all_looks, looks_of
+from pilltrack.core.looks import ALL_PAIRS, ENOUGH_TO_PAIR, all_looks, looks_of
+
+AXES = np.eye(60, dtype=np.float32)
+
+
+def made_of(looks: NDArray[np.float32]) -> set[tuple[int, ...]]:
+    """The axes that each look is the mean of."""
+    np.testing.assert_allclose(np.linalg.norm(looks, axis=1), 1, atol=1e-6)
+    return {tuple(np.flatnonzero(look).tolist()) for look in looks}
 
 
 @pytest.mark.parametrize("count", [0, 1, ENOUGH_TO_PAIR - 1])
 def test_few_references_are_looks_as_they_are(count: int) -> None:
-    references = np.eye(5, dtype=np.float32)[:count]
-    np.testing.assert_array_equal(looks_of(references), references)
+    np.testing.assert_array_equal(looks_of(AXES[:count], [""] * count), AXES[:count])
 
 
-@pytest.mark.parametrize("count", [ENOUGH_TO_PAIR, 7, 9])
-def test_up_to_nine_references_are_paired_each_with_each(count: int) -> None:
-    references = np.eye(12, dtype=np.float32)[:count]
-    found = {tuple(np.flatnonzero(look).tolist()) for look in looks_of(references)}
-    assert found == set(combinations(range(count), 2))
-    assert len(looks_of(references)) == len(found)
-    assert looks_of(references).max() == pytest.approx(0.5**0.5)
+@pytest.mark.parametrize("count", [ENOUGH_TO_PAIR, ALL_PAIRS])
+def test_several_references_are_paired_each_with_each(count: int) -> None:
+    looks = looks_of(AXES[:count], [""] * count)
+    assert made_of(looks) == set(combinations(range(count), 2))
+    assert len(looks) == count * (count - 1) / 2
 
 
-@given(st.integers(10, 60))
-def test_more_have_four_looks_each(count: int) -> None:
-    references = np.eye(60, dtype=np.float32)[:count]
-    looks = looks_of(references)
-    assert len(looks) == 4 * count
-    assert ((looks > 0).sum(axis=0)[:count] == 8).all()  # no reference counts more than another
-    assert looks.dtype == np.float32
+@given(st.integers(ALL_PAIRS + 1, 60))
+def test_many_references_have_as_many_looks(count: int) -> None:
+    looks = looks_of(AXES[:count], [""] * count)
+    assert len(looks) == len(made_of(looks)) == count
+    assert ((looks > 0).sum(axis=0)[:count] == 2).all()  # none counts more than another
 
 
-def test_opposite_references_give_a_look_of_unit_length() -> None:
-    axis = np.array([[1, 0], [-1, 0], [0, 1], [0, -1]], np.float32)
-    assert np.linalg.norm(looks_of(axis), axis=1) == pytest.approx(1)
+def test_only_references_of_one_side_are_paired_and_a_lone_one_stays() -> None:
+    looks = looks_of(AXES[:6], ["front", "back", "front", "", "front", ""])
+    assert made_of(looks) == {(0, 2), (0, 4), (2, 4), (1,), (3, 5)}
+
+
+def test_references_that_point_apart_are_no_pair() -> None:
+    axes = np.array([[1, 0, 0], [-1, 0, 0], [-0.6, 0.8, 0], [0, 0, 1]], np.float32)
+    opposite = looks_of(axes, ["front", "front", "back", "back"])
+    expected = np.array([[-0.4243, 0.5657, 0.7071], [1, 0, 0], [-1, 0, 0]])
+    np.testing.assert_allclose(opposite, expected, atol=1e-4)
+
+
+@given(st.integers(4, 20))
+def test_the_order_of_references_does_not_matter(count: int) -> None:
+    rng = np.random.default_rng(count)
+    references = rng.normal(size=(count, 8)).astype(np.float32)
+    references /= np.linalg.norm(references, axis=1, keepdims=True)
+    sides = [("front", "back", "")[n % 3] for n in range(count)]
+    order = rng.permutation(count)
+    looks = looks_of(references, sides)
+    again = looks_of(references[order], [sides[n] for n in order])
+    np.testing.assert_allclose(
+        looks[np.lexsort(looks.round(4).T)], again[np.lexsort(again.round(4).T)], atol=1e-6
+    )
 
 
 def test_looks_of_all_pills_are_those_of_each() -> None:
     rng = np.random.default_rng(0)
-    references = rng.normal(size=(11, 3)).astype(np.float32)
+    references = abs(rng.normal(size=(11, 3))).astype(np.float32)
     references /= np.linalg.norm(references, axis=1, keepdims=True)
-    pills = [*"abababab", "c", "a", "c"]
-    looks, names = all_looks(references, pills)
-    for pill, count in (("a", 10), ("b", 6), ("c", 2)):
+    pills, sides = [*"abababab", "c", "a", "c"], [*"xyxyxyxyx", "z", "y"]
+    looks, names = all_looks(references, pills, sides)
+    for pill, count in (("a", 7), ("b", 6), ("c", 2)):  # "a" has a lone side
         of_pill = [look for look, name in zip(looks, names, strict=True) if name == pill]
-        own = references[[name == pill for name in pills]]
-        np.testing.assert_array_equal(of_pill, looks_of(own))
+        rows = [row for row, name in enumerate(pills) if name == pill]
+        np.testing.assert_array_equal(
+            of_pill, looks_of(references[rows], [sides[row] for row in rows])
+        )
         assert len(of_pill) == count
-    looks, names = all_looks(references[:0], [])
+    looks, names = all_looks(references[:0], [], [])
     assert (looks.shape, names) == ((0, 3), [])

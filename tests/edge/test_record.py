@@ -164,6 +164,7 @@ def test_digest_changes_with_everything_a_search_depends_on() -> None:
         gallery(("a", EAST), ("a", EAST)),
         gallery(),
         gallery(("a", EAST), space="t"),
+        gallery(("a", EAST), side="back"),
         gallery(("a", EAST), background=background),
         gallery(("a", EAST), background=Background(EAST, ["y"])),
         gallery(("a", EAST), background=Background(NORTH, ["x"])),
@@ -188,15 +189,16 @@ def gallery(
     *rows: tuple[str, NDArray[np.float32]],
     space: str = "s",
     image: str = "i",
+    side: str = "",
     background: Background | None = None,
 ) -> Gallery:
     made = Gallery.create(space, 2)
     if background:
         made.background = background
     for pill, embedding in rows:
-        made.enrol([Reference(pill, "", image)], embedding)
+        made.enrol([Reference(pill, side, image)], embedding)
     return made
 
 
 def references(*pills: str) -> list[Reference]:
-    return [Reference(pill, "front", "photo") for pill in pills]
+    return [Reference(pill, "", "photo") for pill in pills]

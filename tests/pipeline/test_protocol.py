@@ -68,18 +68,19 @@ def test_a_single_enrolled_pill_has_no_rival() -> None:
 def test_search_agrees_with_the_pure_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "CHUNK", 7)  # several chunks, the last one short
     random = np.random.default_rng(0)
-    references, photos = random.normal(size=(40, 8)), random.normal(size=(30, 8))
+    references, photos = random.normal(size=(80, 8)), random.normal(size=(30, 8))
     references, photos = (
         (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
         for x in (references, photos)
     )
-    pills = [f"p{n}" for n in random.integers(0, 12, 40)]
-    truth = [pills[n] for n in random.integers(0, 40, 30)]
-    found = search(references, pills, single_views(photos, truth))
+    pills = [f"p{n}" for n in random.integers(0, 12, 80)]
+    truth = [pills[n] for n in random.integers(0, 80, 30)]
+    sides = [("front", "back")[n] for n in random.integers(0, 2, 80)]
+    found = search(references, pills, single_views(photos, truth), sides=sides)
     similarities = photos @ references.T
-    looks, pill_of = all_looks(references, pills)
+    looks, pill_of = all_looks(references, pills, sides)
     scores, columns = best_per_pill(photos @ looks.T, pill_of)
-    assert len(looks) > 40  # some pills have enough references to pair
+    assert len(looks) != 80  # most pills have enough references to pair
     assert found.rank.tolist() == true_ranks(scores, columns, truth).tolist()
     ordered = np.sort(scores, axis=1)
     assert found.best == pytest.approx(ordered[:, -1])

@@ -87,8 +87,10 @@ class Gallery:
     ) -> None:
         if not space or not 1 <= dim <= MAX_DIM:
             raise ValueError(f"space {space!r}, dim {dim}; expected a name and 1..{MAX_DIM}")
-        self.space = space
-        self.dim = dim
+        self.space: str = space
+        self.dim: int = dim
+        if beside is not None and (beside.space, beside.dim) != (space, dim):
+            raise ValueError(f"a gallery beside of space {beside.space!r}, dim {beside.dim}")
         self._beside = beside
         self._background = no_background(dim)
         self._enrolled: dict[str, list[_Enrolled]] = {}  # by pill, in order
@@ -163,7 +165,7 @@ class Gallery:
                 reference.pill: list(self._enrolled.get(reference.pill, []))
                 for reference in references
             }
-            for reference, row in zip(references, embeddings.copy(), strict=True):
+            for reference, row in zip(references, map(np.copy, embeddings), strict=True):
                 kept[reference.pill].append((reference, row))
             self._put(kept)
 
@@ -186,7 +188,7 @@ class Gallery:
         with self.lock:
             _check_references(references, len(self))
             _check_unit_rows("embedding", embeddings, self.dim, len(references))
-            self._put({pill: list(zip(references, embeddings.copy(), strict=True))})
+            self._put({pill: list(zip(references, map(np.copy, embeddings), strict=True))})
 
     def search(self, embeddings: NDArray[np.float32], n_pills: int) -> list[list[Candidate]]:
         """Find the `n_pills` most similar distinct pills for each probe (N, D) float32.
@@ -299,11 +301,12 @@ class Gallery:
             (pill, look)
             for pill, kept in ordered.items()
             if kept
-            for look in looks_of(np.stack([row for _, row in self._with_others(pill, kept)]))
+            for look in _looks(self._with_others(pill, kept))
         ]
         new = dict(enumerate(looks, start=self._next_id))
         self._next_id += len(new)
         ids = list(new)
+        old = [point_id for pill in ordered for point_id in self._looks_of.get(pill, [])]
         try:
             for start in range(0, len(ids), ENROL_CHUNK):
                 chunk = [
@@ -311,14 +314,15 @@ class Gallery:
                     for point_id in ids[start : start + ENROL_CHUNK]
                 ]
                 self._shard.update(qdrant_edge.UpdateOperation.upsert_points(chunk))
-        except Exception:
+            if old:
+                self._shard.update(qdrant_edge.UpdateOperation.delete_points([*old]))
+        except BaseException:
             self._shard.update(qdrant_edge.UpdateOperation.delete_points([*ids]))
             raise
-        old = [point_id for pill in ordered for point_id in self._looks_of.pop(pill, [])]
-        if old:
-            self._shard.update(qdrant_edge.UpdateOperation.delete_points([*old]))
         for point_id in old:
             del self._pill_of[point_id]
+        for pill in ordered:
+            self._looks_of.pop(pill, None)
         for point_id, (pill, _) in new.items():
             self._pill_of[point_id] = pill
             self._looks_of.setdefault(pill, []).append(point_id)
@@ -351,8 +355,8 @@ class Gallery:
                 score = math.inf
                 for hit in hits:  # best first
                     score = max(-1.0, min(1.0, hit.score))
-                    pill = self._pill_of[_int_id(hit.id)]
-                    if pill not in hidden:
+                    pill = self._pill_of.get(_int_id(hit.id))
+                    if pill is not None and pill not in hidden:
                         best.setdefault(pill, score)
                 ranked = sorted(best.items(), key=lambda item: (-item[1], item[0]))
                 # An unseen look scores at most `score`; one that ties with the last place could
@@ -373,6 +377,11 @@ class Gallery:
         """What is enrolled of a pill, or of all, sorted by (pill, side, image)."""
         pills = sorted(self._enrolled) if pill is None else [pill]
         return [one for name in pills for one in self._enrolled.get(name, [])]
+
+
+def _looks(kept: Sequence[_Enrolled]) -> NDArray[np.float32]:
+    rows = np.stack([row for _, row in kept])
+    return looks_of(rows, [reference.side for reference, _ in kept])
 
 
 def _sorted(kept: Sequence[_Enrolled]) -> list[_Enrolled]:

@@ -200,20 +200,20 @@ def recorded_pill(pill: IdentifiedPill, digest: str) -> RecordedPill:
 def gallery_digest(gallery: Gallery | DeviceGallery, rows: Sequence[bytes] | None = None) -> str:
     """Name what is searched: SHA-256 of space, references and background, 64 hex digits.
 
-    The order of enrolling, the sides and names of photos, and whether bundle or device enrolled
-    a pill do not matter, as they do not for a search. It reads every embedding, a second for
+    The order of enrolling, the names of photos, and whether bundle or device enrolled a pill do
+    not matter, as they do not for a search. It reads every embedding, a second for
     100,000, unless `rows` are the `row_digests` of all its parts, in any order.
     """
     if rows is None:
         parts = (gallery,) if isinstance(gallery, Gallery) else (gallery.bundled, gallery.local)
         rows = [row for part in parts for row in row_digests(part)]
     background = gallery.background
-    head = f"pilltrack gallery\0{gallery.space}\0{gallery.dim}\0{len(rows)}\0{len(background)}\0"
+    head = f"pilltrack looks\0{gallery.space}\0{gallery.dim}\0{len(rows)}\0{len(background)}\0"
     digest = hashlib.sha256(head.encode())
     for row in sorted(rows):
         digest.update(row)
     for pill, embedding in zip(background.pills, background.embeddings, strict=True):
-        digest.update(_row_digest(pill, embedding))
+        digest.update(_row_digest(pill, "", embedding))
     return digest.hexdigest()
 
 
@@ -221,11 +221,12 @@ def row_digests(gallery: Gallery, pill: str | None = None) -> list[bytes]:
     """What a `gallery_digest` is made of: one for each reference of a pill, or of all."""
     references, embeddings = gallery.references(pill), gallery.embeddings(pill)
     return [
-        _row_digest(reference.pill, embedding)
+        _row_digest(reference.pill, reference.side, embedding)
         for reference, embedding in zip(references, embeddings, strict=True)
     ]
 
 
-def _row_digest(pill: str, embedding: NDArray[np.float32]) -> bytes:
-    """Of a name and an embedding, whose length is fixed: one cannot pass for the other."""
-    return hashlib.sha256(embedding.astype("<f4").tobytes() + pill.encode()).digest()
+def _row_digest(pill: str, side: str, embedding: NDArray[np.float32]) -> bytes:
+    """Of an embedding, whose length is fixed, a side, which is a word, and a name."""
+    named = f"{side}\0{pill}".encode()
+    return hashlib.sha256(embedding.astype("<f4").tobytes() + named).digest()

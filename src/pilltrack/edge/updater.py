@@ -348,6 +348,9 @@ def _listing(manifest: Path, release: Release) -> _Listing:
         listing = _Listing.model_validate(json.loads(manifest.read_bytes()))
     except (ValueError, RecursionError) as error:
         raise _Refused("bundle rejected", f"its manifest is none ({error})", release) from error
+    if listing.format < READABLE[0]:
+        found = f"of format {listing.format}, which has to be built again as {READABLE[-1]}"
+        raise _Refused("bundle rejected", found, release)
     if listing.format not in READABLE:
         found = f"a bundle of format {listing.format}, this version reads up to {READABLE[-1]}"
         raise _Refused("needs a newer PillTrack", found, release)

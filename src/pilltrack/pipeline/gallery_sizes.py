@@ -11,7 +11,7 @@ draws count.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,8 @@ from pilltrack.pipeline.intervals import pill_means, upper_bound
 from pilltrack.pipeline.params import EvaluateParams
 from pilltrack.pipeline.protocol import Measures, rounded, rounded_up
 
+LAST_DIGITS = 1e-6  # by which a device's scores may differ from those here
+NO_SCORE = -2.0  # below every score
 SIZES = (5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1000, 2000, 5000)
 
 
@@ -61,9 +63,21 @@ class Ranking:
 
     def share_of_errors(self, n_pills: int, threshold: float) -> NDArray[np.float64]:
         """Chance (N,) of each photo to be taken for another pill in a gallery of `n_pills`."""
-        errors = self.chance_of_error(n_pills) * (self.others >= threshold)
-        share: NDArray[np.float64] = errors.sum(axis=1).clip(0, 1)
-        return share
+        return self._reaching(self.chance_of_error(n_pills), threshold)
+
+    def bound_of_errors(self, n_pills: int, confidence: float) -> Callable[[float], float]:
+        """By threshold, the upper bound of errors in a gallery of `n_pills`; it only falls."""
+        chances = self.chance_of_error(n_pills)
+
+        def bound(threshold: float) -> float:
+            errors = self._reaching(chances, threshold)
+            return upper_bound(errors, self.pills, confidence, chances=True)
+
+        return bound
+
+    def _reaching(self, chances: NDArray[np.float64], threshold: float) -> NDArray[np.float64]:
+        share: NDArray[np.float64] = np.where(self.others >= threshold, chances, 0.0).sum(axis=1)
+        return share.clip(0, 1)
 
     def _chance_of_first(self, n_drawn: int) -> NDArray[np.float64]:
         """Chance (N, C) of each pill to be the first of `n_drawn`: of the pool while it lasts."""
@@ -87,18 +101,22 @@ def rank_pills(
     """Rank the pills of `gallery` for each photo (N, D) of `pills` (N,).
 
     `pool`: those of them that were not trained on. The photos show only pills of the pool, or
-    none. Scores are those of `Gallery.search` but for the last digits of a float32. A score for a
-    pill of the background, which its own part there does not count against, is right where no pill
-    of the pool is more alike: only there it has a chance of being the nearest. Raises ValueError
-    when some of the photos are of the pool and others are not, and when the background knows some
-    of the pool.
+    none. Scores are those of `Gallery.search` but for the last digits of a float32, with two
+    exceptions for pills of the background, which their own part there does not count against.
+    Where a pill of the pool is more alike, they have no chance of being the nearest, and that part
+    counts. Elsewhere a score is at least that of any less alike that may be the nearest, so that
+    no photo is safer in a larger gallery. Raises ValueError when some of the photos are of the
+    pool and others are not, and when the background knows some of the pool.
     """
     if set(pool) & set(gallery.background.pills):
         raise ValueError("pills of the background in the pool")
     columns = [n for n, pill in enumerate(pills) if pill in pool]
     if columns and len(columns) < len(pills):
         raise ValueError("photos of the pool and of strangers in one ranking")
-    looks, pill_of = all_looks(gallery.embeddings(), [r.pill for r in gallery.references()])
+    enrolled = gallery.references()
+    looks, pill_of = all_looks(
+        gallery.embeddings(), [r.pill for r in enrolled], [r.side for r in enrolled]
+    )
     found, names = best_per_pill(embeddings @ looks.T, pill_of)
     cosines = np.clip(found, -1, 1).astype(np.float64)
     own = None
@@ -118,6 +136,8 @@ def rank_pills(
         ahead = [names[column] for column in order[row, :first]]
         repeated = np.repeat(embeddings[row : row + 1], len(ahead), axis=0)
         scores[row, :first] = cosines[row, :first] - background.share(repeated, ahead)
+        nearest = scores[row, : first + 1]
+        nearest[:] = np.maximum.accumulate(nearest[::-1])[::-1]
     if own is None:
         return Ranking(pills, scores, of_pool)
     return Ranking(pills, scores, of_pool, own - shares, own[:, None] - cosines)
@@ -155,7 +175,8 @@ def thresholds_by_size(
             conformal_threshold(ranking.others, ranking.pills, aim, ranking.chance_of_error(size))
             for ranking, aim in ((strangers, settings.fpir), (mated, settings.misnamed))
         ]
-        found[size] = max([*needed, *found.values()])  # never lower than a smaller gallery's
+        # Never lower than a smaller gallery's, and a number where none is needed.
+        found[size] = max([NO_SCORE, *needed, *found.values()])
     return found
 
 
@@ -187,17 +208,14 @@ def _lowest_proven(
 ) -> float:
     at_risk = ranking.others[ranking.chance_of_error(size) > 0]
     scores = np.unique(at_risk[at_risk >= threshold]).tolist()
-    levels = [threshold, *(just_above(score) for score in scores)]
-
-    def is_proven(level: float) -> bool:
-        errors = ranking.share_of_errors(size, level)
-        return upper_bound(errors, ranking.pills, confidence) <= promise
-
-    place = bisect_left(levels, True, hi=len(levels) - 1, key=is_proven)
+    levels = [threshold, *(just_above(score + LAST_DIGITS) for score in scores)]
+    bound = ranking.bound_of_errors(size, confidence)
+    place = bisect_left(levels, True, hi=len(levels) - 1, key=lambda level: bound(level) <= promise)
     return levels[place]
 
 
 def measure_sizes(
+    aimed: dict[int, float],
     thresholds: dict[int, float],
     margin: float,
     strangers: Ranking,
@@ -206,16 +224,21 @@ def measure_sizes(
 ) -> dict[str, Measures]:
     """What each threshold does in galleries of its size, on test photos; keys are the sizes.
 
-    Shares are means over pills; `fpir_upper` and `misnamed_upper`, in which the margin is left
+    `raised_by`: how much higher it is than that `aimed` at, which these photos then chose. Shares
+    are means over pills; `fpir_upper` and `misnamed_upper`, in which the margin is left
     out, hold with `confidence`.
     """
     report: dict[str, Measures] = {}
     for size, threshold in thresholds.items():
-        report[str(size)] = measures = {"threshold": rounded(threshold)}
+        report[str(size)] = measures = {
+            "threshold": rounded(threshold),
+            "raised_by": rounded(threshold - aimed[size]),
+        }
         for harm, ranking in (("fpir", strangers), ("misnamed", mated)):
             errors = ranking.share_of_errors(size, threshold)
             measures[harm] = rounded(pill_means(errors, ranking.pills).mean())
-            measures[f"{harm}_upper"] = rounded_up(upper_bound(errors, ranking.pills, confidence))
+            bound = ranking.bound_of_errors(size, confidence)
+            measures[f"{harm}_upper"] = rounded_up(bound(threshold))
         assert mated.own is not None
         named = np.where(mated.own >= threshold, mated.chance_of_lead(size, margin), 0.0)
         measures["fnir"] = rounded(1 - pill_means(named, mated.pills).mean())

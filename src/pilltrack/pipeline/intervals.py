@@ -177,14 +177,17 @@ def difference_interval(first: ArrayLike, second: ArrayLike, draws: Resamples) -
     return _percentiles((draws.counts @ sums) / (draws.counts @ sizes))
 
 
-def upper_bound(errors: ArrayLike, pills: Sequence[str], confidence: float) -> float:
+def upper_bound(
+    errors: ArrayLike, pills: Sequence[str], confidence: float, *, chances: bool = False
+) -> float:
     """Largest error rate per pill that these pills do not refute, with `confidence`.
 
     `errors` (N,): 1 for an error, 0 for none, of one photo each, or the chance of an error;
     `pills` (N,). With n pills, each with a share of erring photos, and s the sum of these shares,
     the bound is the Clopper-Pearson one, Beta^-1(1 - d; ceil(s) + 1, n - ceil(s)), with
     d = 1 - confidence if every pill has one photo and no error is a chance, or s = 0, and
-    d = (1 - confidence) / e otherwise: P(S <= s) <= e P(Bin(n, p) <= ceil(s)) for a sum S of n
+    d = (1 - confidence) / e otherwise, and if errors could have been `chances`, so that fewer
+    errors never have a higher bound: P(S <= s) <= e P(Bin(n, p) <= ceil(s)) for a sum S of n
     independent shares of mean p. It holds for every n and every distribution, if the pills are
     independent draws. Without errors it is about 3 / n.
 
@@ -205,7 +208,7 @@ def upper_bound(errors: ArrayLike, pills: Sequence[str], confidence: float) -> f
     shares = pill_means(numbers, pills)
     n, total = len(shares), math.ceil(float(shares.sum()) - 1e-9)
     miss = 1 - confidence
-    if total > 0 and (len(numbers) > n or not np.isin(numbers, (0, 1)).all()):
+    if total > 0 and (chances or len(numbers) > n or not np.isin(numbers, (0, 1)).all()):
         miss /= math.e
     return 1.0 if total >= n else float(beta.ppf(1 - miss, total + 1, n - total))
 

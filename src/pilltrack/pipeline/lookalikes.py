@@ -86,7 +86,7 @@ def find_lookalikes(
     """List the pairs of enrolled pills that are most easily confused, at most `limit`.
 
     `embeddings` (R, D) float32 of unit length belong to `references`, in any order; `pills` may
-    lack some. `confusions` counts test photos by (their pill, pill of the nearest reference),
+    lack some. `confusions` counts test photos by (their pill, pill of the best look),
     `wrong_names` by (their pill, name given); pairs of a pill with itself are passed over.
     `n_probes` counts the test photos of each pill.
     The order is that of the module's docstring, ties by name; the same for references in another

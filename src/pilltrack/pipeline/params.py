@@ -97,9 +97,11 @@ class TrainParams(_FitParams):
     proxy_margin: Annotated[float, Field(ge=0.0, lt=1.0)]  # how much nearer the own proxy must be
 
     @model_validator(mode="after")
-    def _teaches_something(self) -> TrainParams:
+    def _proxies_that_teach(self) -> TrainParams:
         if self.loss == "none" and self.proxy_weight == 0:
             raise ValueError("loss none and proxy_weight 0 leave nothing to learn from")
+        if self.proxy_margin and self.proxy_weight == 0:
+            raise ValueError("proxy_margin needs proxies: set proxy_weight, or proxy_margin to 0")
         return self
 
 

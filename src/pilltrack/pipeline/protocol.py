@@ -116,16 +116,17 @@ def search(
     reference_pills: Sequence[str],
     probes: Probes,
     background: Background | None = None,
+    sides: Sequence[str] | None = None,
 ) -> Outcomes:
     """Compare every probe with the looks of every pill, from all references (R, D).
 
     A pill's score is that of its best look (`core.looks`) less the share of `background` (None
     takes nothing off), averaged over the views of the probe. A probe of a pill that is not enrolled
-    is a stranger's.
+    is a stranger's. `sides` (R,): those of the references; None names none.
     """
     names = sorted(set(reference_pills))
     enrolled = _by_pill(references, reference_pills)
-    looks = _by_pill(*all_looks(references, reference_pills))
+    looks = _by_pill(*all_looks(references, reference_pills, sides or [""] * len(references)))
     column_of = {name: column for column, name in enumerate(names)}
     own = np.array([column_of.get(pill, -1) for pill in probes.pills], np.intp)
     parts = [

@@ -21,6 +21,8 @@ from pilltrack.core.embedder import Embedder
 from pilltrack.core.errors import StageFailed
 from pilltrack.core.gallery import Gallery, Reference
 from pilltrack.core.image import read_image
+from pilltrack.core.looks import all_looks
+from pilltrack.core.metrics import best_per_pill
 from pilltrack.pipeline.lookalikes import LookAlike
 from pilltrack.pipeline.outcomes import OutcomeRow
 from pilltrack.pipeline.params import CaptureParams
@@ -125,6 +127,11 @@ class Album:
     def __post_init__(self) -> None:
         self.references = self.gallery.references()
         self.embeddings = self.gallery.embeddings()  # (R, D)
+        self.looks, self.pill_of_look = all_looks(
+            self.embeddings,
+            [reference.pill for reference in self.references],
+            [reference.side for reference in self.references],
+        )
         self.background = self.gallery.background
         self._first: dict[str, Reference] = {}
         for reference in sorted(self.references, key=lambda r: r.side == "back"):
@@ -261,17 +268,18 @@ def _examples(
     photos = [_photo(row, capture, album) for row in rows]
     embeddings = embedder.embed(photos)
     taken = album.background.share(embeddings, [row.best_pill for row in rows])
-    cosines = np.minimum(embeddings @ album.embeddings.T, 1.0)  # (N, R)
-    scores = cosines - taken[:, None]
+    cosines = embeddings @ album.embeddings.T  # (N, R)
+    best, pills = best_per_pill(embeddings @ album.looks.T, album.pill_of_look)
+    scores = np.minimum(best, 1.0) - taken[:, None]  # (N, pills)
     return [
         Example(
             picture=thumbnail(photo),
             side=album.row(row.image).side,
             truth=album.name(row.pill),
             said=album.name(row.best_pill) if row.decision == "known" else row.decision,
-            candidates=_candidates(row.pill, own, album),
+            candidates=_candidates(row.pill, dict(zip(pills, own, strict=True)), nearest, album),
         )
-        for row, photo, own in zip(rows, photos, scores, strict=True)
+        for row, photo, own, nearest in zip(rows, photos, scores, cosines, strict=True)
     ]
 
 
@@ -280,20 +288,22 @@ def _photo(row: OutcomeRow, capture: CaptureParams, album: Album) -> NDArray[np.
     return photo_of(Shot(album.row(row.image), seed), album.prepared, capture)
 
 
-def _candidates(truth: str, scores: NDArray[np.float64], album: Album) -> list[Shown]:
-    """The nearest pills of one probe by scores (R,), each with its nearest reference photo."""
-    found: dict[str, Shown] = {}
-    for index in np.argsort(-scores, kind="stable"):
-        reference = album.references[index]
-        if reference.pill not in found:
-            found[reference.pill] = replace(
-                album.shown(reference.pill, reference.image),
-                score=float(scores[index]),
-                is_right=reference.pill == truth,
-            )
-        if len(found) == N_CANDIDATES:
-            break
-    return list(found.values())
+def _candidates(
+    truth: str, scores: Mapping[str, float], cosines: NDArray[np.float32], album: Album
+) -> list[Shown]:
+    """The best pills of one probe, each with its reference of the highest of `cosines` (R,)."""
+    nearest: dict[str, Reference] = {}
+    for index in np.argsort(-cosines, kind="stable"):
+        nearest.setdefault(album.references[index].pill, album.references[index])
+    best = sorted(scores, key=lambda pill: (-scores[pill], pill))[:N_CANDIDATES]
+    return [
+        replace(
+            album.shown(pill, nearest[pill].image),
+            score=float(scores[pill]),
+            is_right=pill == truth,
+        )
+        for pill in best
+    ]
 
 
 def worst_pills(outcomes: Sequence[OutcomeRow], album: Album) -> WorstPills:

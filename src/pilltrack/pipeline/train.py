@@ -71,7 +71,7 @@ def train(params: Params, artifacts: Path, process: Process) -> None:
         loss = settings.proxy_weight * proxy_loss(
             cosines, learner.pills, pills, appearances, margin=settings.proxy_margin
         )
-        return loss + pair_loss(embeddings, pills, appearances) if pair_loss else loss
+        return loss + pair_loss(embeddings, pills, appearances) if pair_loss is not None else loss
 
     inputs = [prepared / "audit.json", prepared / "images.csv", *weights_file(settings.weights)]
     checkpoint = artifacts / ".checkpoints" / "train.pt"

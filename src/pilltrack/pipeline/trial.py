@@ -93,7 +93,8 @@ def _look(
     gallery: Gallery, shots: Sequence[Shot], embeddings: NDArray[np.float32]
 ) -> Iterator[tuple[Cohort, list[int], Outcomes, list[list[Candidate]]]]:
     """Search each cohort; the two best scores are the device's own, to the last bit."""
-    references, pills = gallery.embeddings(), [r.pill for r in gallery.references()]
+    enrolled_photos, references = gallery.references(), gallery.embeddings()
+    pills, sides = [r.pill for r in enrolled_photos], [r.side for r in enrolled_photos]
     enrolled = set(pills)
     for cohort, chosen in _by_cohort(shots).items():
         shown = [shots[index].row.pill for index in chosen]
@@ -106,7 +107,7 @@ def _look(
                 expected="seen and new pills enrolled, and no stranger",
                 remedy="Run `dvc repro enroll`.",
             )
-        outcomes = search(references, pills, single_views(embeddings[chosen], shown))
+        outcomes = search(references, pills, single_views(embeddings[chosen], shown), sides=sides)
         candidates = gallery.search(embeddings[chosen], n_pills=2)
         yield (
             cohort,
