@@ -23,8 +23,9 @@ from __future__ import annotations
 import math
 import tempfile
 import threading
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -305,19 +306,18 @@ class Gallery:
         ]
         new = dict(enumerate(looks, start=self._next_id))
         self._next_id += len(new)
-        ids = list(new)
         old = [point_id for pill in ordered for point_id in self._looks_of.get(pill, [])]
         try:
-            for start in range(0, len(ids), ENROL_CHUNK):
-                chunk = [
-                    qdrant_edge.Point(point_id, {VECTOR_NAME: new[point_id][1].tolist()}, {})
-                    for point_id in ids[start : start + ENROL_CHUNK]
-                ]
-                self._shard.update(qdrant_edge.UpdateOperation.upsert_points(chunk))
+            self._upsert((point_id, look) for point_id, (_, look) in new.items())
             if old:
                 self._shard.update(qdrant_edge.UpdateOperation.delete_points([*old]))
         except BaseException:
-            self._shard.update(qdrant_edge.UpdateOperation.delete_points([*ids]))
+            self._shard.update(qdrant_edge.UpdateOperation.delete_points([*new]))
+            for pill in ordered:
+                before = self._enrolled.get(pill)
+                if before:
+                    looks_before = _looks(self._with_others(pill, before))
+                    self._upsert(zip(self._looks_of[pill], looks_before, strict=True))
             raise
         for point_id in old:
             del self._pill_of[point_id]
@@ -330,6 +330,14 @@ class Gallery:
             self._n_references += len(kept) - len(self._enrolled.pop(pill, []))
             if kept:
                 self._enrolled[pill] = kept
+
+    def _upsert(self, looks: Iterable[tuple[int, NDArray[np.float32]]]) -> None:
+        points = (
+            qdrant_edge.Point(point_id, {VECTOR_NAME: look.tolist()}, {})
+            for point_id, look in looks
+        )
+        while chunk := list(islice(points, ENROL_CHUNK)):
+            self._shard.update(qdrant_edge.UpdateOperation.upsert_points(chunk))
 
     def _with_others(self, pill: str, kept: list[_Enrolled]) -> list[_Enrolled]:
         """These references of a pill, and those of the gallery beside."""
@@ -362,7 +370,7 @@ class Gallery:
                 # An unseen look scores at most `score`; one that ties with the last place could
                 # still win it by name.
                 settled = len(ranked) >= n_pills and score < ranked[n_pills - 1][1]
-                if settled or len(hits) >= len(self._pill_of):
+                if settled or len(hits) < limit:
                     return [Candidate(pill, value) for pill, value in ranked[:n_pills]]
                 limit *= 2
         return []

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-# Chosen on validation pills (docs/adr/0007-looks.md). Every threshold since bundle format 8 was set
-# with these: whoever changes one must change the bundle's FORMAT.
+# Why these: docs/adr/0007-looks.md. Every threshold since bundle format 8 was set with them:
+# whoever changes one must change the bundle's FORMAT.
 ENOUGH_TO_PAIR = 4
-ALL_PAIRS = 6  # references of a side; of more, each is paired with the next: looks stay as few
+ALL_PAIRS = 6  # references of a side; of more, each is paired with the one most like it
 
 
 def looks_of(references: NDArray[np.float32], sides: Sequence[str]) -> NDArray[np.float32]:
@@ -71,5 +71,7 @@ def _pairs(references: NDArray[np.float32], rows: NDArray[np.intp]) -> NDArray[n
     if len(rows) <= ALL_PAIRS:
         first, second = np.triu_indices(len(rows), 1)
         return np.stack([rows[first], rows[second]])
-    in_order = rows[np.lexsort(references[rows].T)]
-    return np.stack([in_order, np.roll(in_order, -1)])
+    cosines = references[rows] @ references[rows].T
+    np.fill_diagonal(cosines, -np.inf)
+    pairs = np.sort(np.stack([rows, rows[cosines.argmax(axis=1)]]), axis=0)
+    return np.unique(pairs, axis=1)

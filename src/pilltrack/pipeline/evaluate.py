@@ -375,8 +375,8 @@ def calibration_of(
 ) -> Calibration:
     """The rule with the promises of `settings` and the evidence in `metrics`.
 
-    Of the `thresholds` for smaller galleries those are left out that are no lower, or do not prove
-    what is promised: the next larger size stands in.
+    Of the `thresholds` for smaller galleries those are left out that are no lower than the rule's,
+    or that so few test pills cannot prove: the next larger size stands in.
 
     Raises ValidationError when the evidence does not bear out a promise.
     """

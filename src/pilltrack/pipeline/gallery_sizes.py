@@ -25,7 +25,7 @@ from pilltrack.pipeline.intervals import pill_means, upper_bound
 from pilltrack.pipeline.params import EvaluateParams
 from pilltrack.pipeline.protocol import Measures, rounded, rounded_up
 
-LAST_DIGITS = 1e-6  # by which a device's scores may differ from those here
+LAST_DIGITS = 1e-6  # a device's scores may be higher than those here by so much
 NO_SCORE = -2.0  # below every score
 SIZES = (5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1000, 2000, 5000)
 
@@ -101,12 +101,12 @@ def rank_pills(
     """Rank the pills of `gallery` for each photo (N, D) of `pills` (N,).
 
     `pool`: those of them that were not trained on. The photos show only pills of the pool, or
-    none. Scores are those of `Gallery.search` but for the last digits of a float32, with two
-    exceptions for pills of the background, which their own part there does not count against.
-    Where a pill of the pool is more alike, they have no chance of being the nearest, and that part
-    counts. Elsewhere a score is at least that of any less alike that may be the nearest, so that
-    no photo is safer in a larger gallery. Raises ValueError when some of the photos are of the
-    pool and others are not, and when the background knows some of the pool.
+    none. Scores are those of `Gallery.search`, were the pill the nearest, but for the last digits
+    of a float32 and for two kinds of trained pills. Those behind the first of the pool, which
+    cannot be the nearest, lose their own part of the background too. One ahead of it scores at
+    least as much as those behind it that may be the nearest, so that no photo is safer in a larger
+    gallery. Raises ValueError when some of the photos are of the pool and others are not, and when
+    the background knows some of the pool.
     """
     if set(pool) & set(gallery.background.pills):
         raise ValueError("pills of the background in the pool")
@@ -206,6 +206,7 @@ def raised_until_proven(
 def _lowest_proven(
     ranking: Ranking, size: int, threshold: float, promise: float, confidence: float
 ) -> float:
+    """The lowest of the threshold and those just above a score at risk that keeps the promise."""
     at_risk = ranking.others[ranking.chance_of_error(size) > 0]
     scores = np.unique(at_risk[at_risk >= threshold]).tolist()
     levels = [threshold, *(just_above(score + LAST_DIGITS) for score in scores)]

@@ -265,6 +265,8 @@ def _one_per_pill(rows: Sequence[OutcomeRow], count: int, *, spread: bool) -> li
 def _examples(
     rows: Sequence[OutcomeRow], capture: CaptureParams, album: Album, embedder: Embedder
 ) -> list[Example]:
+    if not rows:
+        return []
     photos = [_photo(row, capture, album) for row in rows]
     embeddings = embedder.embed(photos)
     taken = album.background.share(embeddings, [row.best_pill for row in rows])

@@ -151,7 +151,7 @@ class SmallerGalleries(_Part):
     """A threshold for galleries of one size, and what it does on test pills: shares."""
 
     threshold: Annotated[float, Field(ge=-2, le=1)]  # a score
-    raised_by: Annotated[float, Field(ge=0)]  # until these pills prove it
+    raised_by: Annotated[float, Field(ge=0)] = 0.0  # until these pills prove it
     fpir: Share
     fpir_upper: Share
     misnamed: Share
