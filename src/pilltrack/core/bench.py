@@ -37,7 +37,6 @@ from pilltrack.core.timing import CROP_PX, STEPS, Percentiles, Subject, measure,
 MAX_TOTAL_P50_MS = 4.0
 MAX_TOTAL_P99_MS = 8.0
 MAX_EMBED_P50_MS = 1.5
-_PER_PILL = 6  # references of a random pill
 MAX_FIRST_ANSWER_S = 0.5  # of the bundle as it is
 MAX_PEAK_MB = 150.0  # of the same process
 # What the limits are promised for, and the fewest crops that have a 99th percentile.
@@ -45,6 +44,7 @@ LIMITS_THREADS, LIMITS_REFERENCES, LIMITS_RUNS = 1, 10_000, 100
 
 FORMAT: Final = 1
 N_STARTS = 5
+N_PER_PILL = 6  # references of a random pill
 RUNTIMES = ("pilltrack", "ai-edge-litert", "numpy", "opencv-python-headless", "qdrant-edge-py")
 
 
@@ -188,12 +188,12 @@ def fill_up(gallery: Gallery, references: int) -> None:
     gallery that has as many or more is left alone.
     """
     n_missing = max(0, references - len(gallery))
-    pills = np.arange(n_missing) // _PER_PILL
-    around = _random_unit_rows(n_missing // _PER_PILL + 1, gallery.dim, seed=0)[pills]
+    pills = np.arange(n_missing) // N_PER_PILL
+    around = _random_unit_rows(n_missing // N_PER_PILL + 1, gallery.dim, seed=0)[pills]
     rows = around + 0.5 * _random_unit_rows(n_missing, gallery.dim, seed=2)
     gallery.enrol(
         [Reference(f"random-{pill:07}", "", f"{n}") for n, pill in enumerate(pills)],
-        (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32),
+        _unit(rows),
     )
 
 
@@ -204,7 +204,10 @@ def random_background(size: int, dim: int) -> Background:
 
 
 def _random_unit_rows(n: int, dim: int, *, seed: int) -> NDArray[np.float32]:
-    rows = np.random.default_rng(seed).standard_normal((n, dim), np.float32)
+    return _unit(np.random.default_rng(seed).standard_normal((n, dim), np.float32))
+
+
+def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     unit: NDArray[np.float32] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     return unit
 
