@@ -155,6 +155,22 @@ def test_a_pill_of_many_references_must_be_like_two_of_them() -> None:
         assert gallery.search(rows(around[3]), 1)[0][0].score == pytest.approx(1.0)
 
 
+def test_looks_are_what_a_search_compares_with_those_of_the_gallery_beside_too() -> None:
+    random = np.random.default_rng(7)
+    embeddings, probes = unit(random, 30, 8), unit(random, 10, 8)
+    with Gallery.create(SPACE, 8) as below, Gallery.create(SPACE, 8, beside=below) as gallery:
+        below.enrol([reference("p0", i) for i in range(3)], embeddings[:3])
+        gallery.enrol([reference(f"p{i % 6}", i) for i in range(3, 30)], embeddings[3:])
+        looks, pills = gallery.looks()
+        found = gallery.search(probes, n_pills=6)
+    assert pills.count("p0") > len(embeddings[3:]) / 6  # pairs with what lies below
+    best = {pill: (probes @ looks.T)[:, np.array(pills) == pill].max(axis=1) for pill in pills}
+    for row, candidates in enumerate(found):
+        assert len(candidates) == 6
+        for candidate in candidates:
+            assert candidate.score == pytest.approx(best[candidate.pill][row], abs=1e-6)
+
+
 def test_scores_never_leave_the_range_of_a_cosine() -> None:
     random = np.random.default_rng(1)
     embeddings = unit(random, 200, 64) * np.float32(1.0005)  # within the tolerance of enrol
@@ -169,6 +185,7 @@ def test_empty_gallery_finds_nothing() -> None:
         assert gallery.search(rows([1, 0], [0, 1]), n_pills=5) == [[], []]
         assert gallery.search(np.empty((0, 2), dtype=np.float32), n_pills=5) == []
         assert (len(gallery), gallery.pills(), gallery.references()) == (0, [], [])
+        assert gallery.looks()[0].shape == (0, gallery.dim)
         assert gallery.embeddings().shape == (0, 2)
 
 

@@ -23,6 +23,8 @@ from pilltrack.core.decide import Rule
 from pilltrack.core.embedder import open_embedder
 from pilltrack.core.errors import PillTrackError, StageFailed
 from pilltrack.core.gallery import Gallery, Reference
+from pilltrack.core.image import read_image
+from pilltrack.core.looks import ENOUGH_TO_PAIR
 from pilltrack.pipeline import package, releases, verdict, words
 from pilltrack.pipeline.enroll import enrol_rows
 from pilltrack.pipeline.evaluate import calibration_of
@@ -30,7 +32,7 @@ from pilltrack.pipeline.lookalikes import LookAlike, write_lookalikes
 from pilltrack.pipeline.outcomes import OutcomeRow, write_outcomes
 from pilltrack.pipeline.params import Params, load_params
 from pilltrack.pipeline.report import report
-from pilltrack.pipeline.report_examples import Album, worst_pills
+from pilltrack.pipeline.report_examples import Album, example_groups, thumbnail, worst_pills
 from pilltrack.pipeline.results import Mated, Measure, Metrics
 from pilltrack.pipeline.summary import summary
 from pilltrack.pipeline.table import (
@@ -654,6 +656,32 @@ def test_names_and_facts_cannot_reorder_their_neighbours(
     bare = re.sub(r'alt="[^"]*"', "", page)
     for name in ("Blue &amp; Co", "&lt;script&gt;", "Redol", "Whitol", "A 1, B"):
         assert bare.count(name) == len(re.findall(rf"<bdi>{re.escape(name)}", bare)) > 0
+
+
+def test_an_example_shows_the_scores_that_a_device_would_give(
+    finished: Path, params: Params
+) -> None:
+    """p-red has so many references that it is compared by means of two."""
+    embedder = open_embedder(finished / "convert" / "model.tflite")
+    rows = [row for row in _outcomes() if row.pill in ("p-red", "p-blue")]
+    with Gallery.load(finished / "enroll" / "gallery.safetensors") as gallery:
+        photos = [read_image(finished / "prepare" / row.image) for row in rows]
+        own = [n for n, row in enumerate(rows) if row.pill == "p-red"]
+        more = [Reference("p-red", rows[n].side, rows[n].image) for n in own]
+        gallery.enrol(more, embedder.embed([photos[n] for n in own]))
+        assert gallery.counts()["p-red"] >= ENOUGH_TO_PAIR
+        album = _album(finished, gallery)
+        found = gallery.search(embedder.embed(photos), 3)
+        expected = {
+            (thumbnail(photo), *(round(candidate.score, 5) for candidate in candidates))
+            for photo, candidates in zip(photos, found, strict=True)
+        }
+        groups = example_groups(rows, params.capture, album, embedder)
+    examples = [example for group in groups for example in group.examples]
+    assert any(shown.name.startswith("Redol") for e in examples for shown in e.candidates[:1])
+    for example in examples:
+        scores = [round(float(shown.score or 0), 5) for shown in example.candidates]
+        assert (example.picture, *scores) in expected
 
 
 @pytest.mark.parametrize("image", ["../secret.png", "/etc/hostname", "images/none.png"])

@@ -241,6 +241,16 @@ class Gallery:
         """Return embeddings (N, D) float32, row i belonging to `references(pill)[i]`."""
         return self._content(pill)[1]
 
+    def looks(self) -> tuple[NDArray[np.float32], list[str]]:
+        """Return the looks (L, D) that probes are compared with (`core.looks`), and their pills."""
+        with self.lock:
+            of_pill = {
+                pill: _looks(self._with_others(pill, kept))
+                for pill, kept in sorted(self._enrolled.items())
+            }
+        names = [pill for pill, looks in of_pill.items() for _ in looks]
+        return np.concatenate([np.empty((0, self.dim), np.float32), *of_pill.values()]), names
+
     def save(self, path: Path) -> None:
         """Write the gallery file (see the module's docstring); the same content, the same bytes.
 

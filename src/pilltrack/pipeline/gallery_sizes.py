@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilltrack.core.gallery import Gallery
-from pilltrack.core.looks import all_looks
 from pilltrack.core.metrics import best_per_pill, just_above
 from pilltrack.pipeline.calibrate import conformal_threshold
 from pilltrack.pipeline.intervals import pill_means, upper_bound
@@ -113,10 +112,7 @@ def rank_pills(
     columns = [n for n, pill in enumerate(pills) if pill in pool]
     if columns and len(columns) < len(pills):
         raise ValueError("photos of the pool and of strangers in one ranking")
-    enrolled = gallery.references()
-    looks, pill_of = all_looks(
-        gallery.embeddings(), [r.pill for r in enrolled], [r.side for r in enrolled]
-    )
+    looks, pill_of = gallery.looks()
     found, names = best_per_pill(embeddings @ looks.T, pill_of)
     cosines = np.clip(found, -1, 1).astype(np.float64)
     own = None

@@ -21,7 +21,6 @@ from pilltrack.core.embedder import Embedder
 from pilltrack.core.errors import StageFailed
 from pilltrack.core.gallery import Gallery, Reference
 from pilltrack.core.image import read_image
-from pilltrack.core.looks import all_looks
 from pilltrack.core.metrics import best_per_pill
 from pilltrack.pipeline.lookalikes import LookAlike
 from pilltrack.pipeline.outcomes import OutcomeRow
@@ -127,11 +126,7 @@ class Album:
     def __post_init__(self) -> None:
         self.references = self.gallery.references()
         self.embeddings = self.gallery.embeddings()  # (R, D)
-        self.looks, self.pill_of_look = all_looks(
-            self.embeddings,
-            [reference.pill for reference in self.references],
-            [reference.side for reference in self.references],
-        )
+        self.looks, self.pill_of_look = self.gallery.looks()
         self.background = self.gallery.background
         self._first: dict[str, Reference] = {}
         for reference in sorted(self.references, key=lambda r: r.side == "back"):
@@ -294,13 +289,15 @@ def _candidates(
     truth: str, scores: Mapping[str, float], cosines: NDArray[np.float32], album: Album
 ) -> list[Shown]:
     """The best pills of one probe, each with its reference of the highest of `cosines` (R,)."""
-    nearest: dict[str, Reference] = {}
-    for index in np.argsort(-cosines, kind="stable"):
-        nearest.setdefault(album.references[index].pill, album.references[index])
     best = sorted(scores, key=lambda pill: (-scores[pill], pill))[:N_CANDIDATES]
+    rows_of: dict[str, list[int]] = {pill: [] for pill in best}
+    for row, reference in enumerate(album.references):
+        if reference.pill in rows_of:
+            rows_of[reference.pill].append(row)
+    nearest = {pill: max(rows, key=lambda row: cosines[row]) for pill, rows in rows_of.items()}
     return [
         replace(
-            album.shown(pill, nearest[pill].image),
+            album.shown(pill, album.references[nearest[pill]].image),
             score=float(scores[pill]),
             is_right=pill == truth,
         )
