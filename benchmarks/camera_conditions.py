@@ -5,7 +5,7 @@
 
 Every pill that is not a stranger is enrolled with one studio photo for each side; each photo
 of a new pill of the split, and of a stranger, is captured once under each camera. `counter` is
-`capture` of params.yaml without distant pills; the other cameras change what their name says.
+`capture` of params.yaml, all pills near and flat; the other cameras change what their name says.
 Models are chosen by the average on validation pills, never by one camera or by test pills. Scores
 are plain cosines: a background belongs to a bundle.
 """
@@ -40,6 +40,7 @@ CAMERAS: dict[str, dict[str, Any]] = {
     "out of focus": {"blur_px": 6.0},
     "far": {"distant": 1.0},
     "far and tilted": {"scale": (0.4, 0.65), "perspective": 0.14, "clip": 0.15},
+    "bodies": {"body": 1.0},
 }  # fmt: skip
 FIGURES = ("recall_at_1", "recall_at_1_two_sided", "auroc", "fnir_at_fpir_5")
 
@@ -96,7 +97,7 @@ def under_camera(
         for seed, row in enumerate(rows)
         if row.split == split and cohort_of(row) in ("new", "strangers")
     ]
-    camera = capture.model_copy(update={"distant": 0.0, **changes})
+    camera = capture.model_copy(update={"distant": 0.0, "body": 0.0, **changes})
     (embeddings,) = embed_shots([embedder], shots, prepared, camera, "captures")
     mated = [n for n, shot in enumerate(shots) if shot.row.role != "stranger"]
     odd = [n for n, shot in enumerate(shots) if shot.row.role == "stranger"]

@@ -31,6 +31,7 @@ HARD = CaptureParams(
     jpeg_quality=(35, 92),
     clip=0.08,
     distant=0.0,
+    body=0.0,
 )
 
 

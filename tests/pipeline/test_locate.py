@@ -13,7 +13,6 @@ from pilltrack.core.bundle import read_bundle
 from pilltrack.core.errors import GateFailed, StageFailed
 from pilltrack.core.identify import STARTER_BUNDLE
 from pilltrack.core.locate import STRIDE, Found, Locator, find_pills
-from pilltrack.pipeline.capture import Photo
 from pilltrack.pipeline.detections import average_precision, boxes_of, score_frame, summary
 from pilltrack.pipeline.locate import (
     CLUTTER_EVERY,
@@ -35,6 +34,7 @@ from pilltrack.pipeline.locate import (
 from pilltrack.pipeline.locator_data import example, rendered_cut_outs, scene_of
 from pilltrack.pipeline.locator_net import LocatorNet, locator_loss, targets_of
 from pilltrack.pipeline.params import LocateParams, Params
+from pilltrack.pipeline.placing import Photo
 from pilltrack.pipeline.second_look import Finds
 from pilltrack.pipeline.starter import renew
 

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from pilltrack.pipeline import clutter, laid_pill, scenes
-from pilltrack.pipeline.capture import Light, Photo
 from pilltrack.pipeline.clutter import add_clutter, draw_backdrop, lay
 from pilltrack.pipeline.laid_pill import CUTOUT_PX, trimmed
+from pilltrack.pipeline.light import Light
+from pilltrack.pipeline.placing import Photo
 from pilltrack.pipeline.scenes import MAX_PILLS, MIN_PILL_PX, MIN_SHARE, compose
 
 LIGHT = Light(1.0, 0.0, 1.0)

@@ -9,10 +9,10 @@ import torch
 from pilltrack.core.errors import StageFailed
 from pilltrack.core.identify import STARTER_BUNDLE
 from pilltrack.pipeline import second_look
-from pilltrack.pipeline.capture import Photo
 from pilltrack.pipeline.locator_data import rendered_cut_outs, scene_of
 from pilltrack.pipeline.models import STARTER, load_network
 from pilltrack.pipeline.params import LocateParams
+from pilltrack.pipeline.placing import Photo
 from pilltrack.pipeline.second_look import (
     LOOK_PX,
     Finds,

@@ -15,8 +15,8 @@ import pytest
 
 from pilltrack.core.errors import InputRejected
 from pilltrack.core.image import decode_image, read_image
-from pilltrack.pipeline.capture import Light
 from pilltrack.pipeline.invented import InventedPill, invent_pills
+from pilltrack.pipeline.light import Light
 from pilltrack.pipeline.pillshape import (
     LOGOS,
     PX_PER_MM,

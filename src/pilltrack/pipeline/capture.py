@@ -4,7 +4,7 @@ A studio crop shows a pill in perfect light on black; a device sees it on a palm
 focus and in warm light. `cut_out` separates the pill from its studio background, and
 `simulate_capture` lays it on a drawn surface, lights it, and photographs it:
 
-    place (turn, tilt, scale) -> surface, neighbours -> shadows -> pill, relit
+    place (turn, tilt, scale), relit, at times as a body -> surface, neighbours -> shadows -> pill
     -> exposure, colour cast -> blur, resolution -> noise -> JPEG -> at times, few pixels
 
 A photo without a studio background keeps its own surroundings and passes through the same
@@ -16,17 +16,18 @@ range at zero only the rotation is left. The same steps photograph the rendered 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from pilltrack.core.preprocess import to_model_input
+from pilltrack.pipeline.bodies import lay_body
+from pilltrack.pipeline.light import Light, cast_shadows, draw_light, shade_unevenly
 from pilltrack.pipeline.params import CaptureParams
+from pilltrack.pipeline.placing import Laid, Photo, moved, reduced, shift_in_frame, warped
 from pilltrack.pipeline.surfaces import Field, draw_surface
-
-Photo = NDArray[np.uint8]
 
 CROP_MARGIN = 1.2  # side of a square crop, in longer sides of the pill
 _CORNER_SHARE = 0.03  # side of the patches that tell the background colour, of the photo's side
@@ -36,24 +37,6 @@ _JPEG_REACH_PX = 8  # JPEG's blocks: how far an edge rings
 _RINGING = 0.3  # how strongly, relative to the edge
 _DISTANT_PX = (28, 128)  # side of the crop of a pill far away: phone photos of many pills
 _DISTANT_QUALITY = (50, 95)  # JPEG quality of such a photo
-
-
-class Light(NamedTuple):
-    """Where the light comes from: unit vector (x, y) in the image plane, and its height.
-
-    `height` is the tangent of the elevation: 0.5 is low evening light with long shadows, 3 a
-    lamp overhead.
-    """
-
-    x: float
-    y: float
-    height: float
-
-
-def draw_light(rng: np.random.Generator) -> Light:
-    """A light from any side, between 30 and 75 degrees high."""
-    angle = rng.uniform(0, 2 * math.pi)
-    return Light(math.cos(angle), math.sin(angle), math.tan(math.radians(rng.uniform(30, 75))))
 
 
 def cut_out(photo: Photo) -> Photo | None:
@@ -125,12 +108,13 @@ def simulate_capture(
     `shadow` cast and contact shadow; `light` uneven light, exposure, relief and glare;
     `colour_cast` white balance; `blur_px` defocus or motion, and lost resolution; `noise`,
     `jpeg_quality` the sensor and the file; `clip` how far out of the frame; `distant` how often
-    the pill is far away, and its crop 28 to 128 pixels wide. The in-plane rotation is always
-    drawn from the full circle.
+    the pill is far away, and its crop 28 to 128 pixels wide; `body` how often it is a body seen
+    at a slant of up to 58 degrees, with the studio's light taken off (see `bodies`). The in-plane
+    rotation is always drawn from the full circle.
 
     >>> settings = CaptureParams(
     ...     background_share=0, scale=(0.8, 0.8), perspective=0, shadow=0, light=0,
-    ...     colour_cast=0, blur_px=0, noise=0, jpeg_quality=(95, 95), clip=0, distant=0)
+    ...     colour_cast=0, blur_px=0, noise=0, jpeg_quality=(95, 95), clip=0, distant=0, body=0)
     >>> photo = np.zeros((64, 64, 3), np.uint8)
     >>> simulate_capture(photo, None, 32, settings, np.random.default_rng(0)).shape
     (32, 32, 3)
@@ -143,45 +127,6 @@ def simulate_capture(
     shade_unevenly(scene, light, settings.light, rng)
     capture = photograph(scene, settings, rng)
     return _from_afar(capture, rng) if rng.random() < settings.distant else capture
-
-
-def cast_shadows(
-    surface: Field, alpha: Field, light: Light, thickness_px: float, darkness: float
-) -> None:
-    """Darken `surface` (S, S, 3) in place below and behind a pill.
-
-    `alpha` (S, S) float32, 0 to 1. A tight contact shadow surrounds the pill; a softer one falls
-    away from the light, as long as the pill's `thickness_px` and the light's height make it.
-    `darkness` is the share of light the deepest shadow takes, 0 to 1.
-    """
-    if darkness <= 0:
-        return
-    reach = min(thickness_px / light.height, 0.2 * surface.shape[0])
-    softness = max(0.6, 0.3 * thickness_px)
-    cast = _shifted(alpha, -light.x * reach, -light.y * reach)
-    cast = cv2.GaussianBlur(cast, (0, 0), softness)
-    near = 0.25 * thickness_px
-    contact = _shifted(alpha, -light.x * near, -light.y * near)
-    contact = cv2.GaussianBlur(contact, (0, 0), max(0.5, 0.12 * thickness_px))
-    taken = np.float32(darkness) * np.maximum(0.75 * cast, contact)
-    surface *= (1 - taken)[..., None]
-
-
-def shade_unevenly(scene: Field, light: Light, unevenness: float, rng: np.random.Generator) -> None:
-    """Light `scene` (S, S, 3) unevenly, in place: brighter towards the light, at times a shadow.
-
-    `unevenness` is the largest relative difference between the middle and an edge, 0 to 1.
-    """
-    if unevenness <= 0:
-        return
-    slope = rng.uniform(0, unevenness)
-    corners = np.array([-1.0, 0.0, 1.0])
-    coarse = 1 + slope * (light.x * corners[None, :] + light.y * corners[:, None]) * 0.7
-    coarse += rng.normal(0, 0.08 * unevenness, (3, 3))
-    gain: Field = cv2.resize(
-        coarse.astype(np.float32), scene.shape[1::-1], interpolation=cv2.INTER_LINEAR
-    )
-    scene *= gain[..., None]
 
 
 def photograph(scene: Field, settings: CaptureParams, rng: np.random.Generator) -> Photo:
@@ -264,7 +209,7 @@ def _same_surroundings(
     height, width = photo.shape[:2]
     length = max(height, width) / CROP_MARGIN
     homography, scale = _placement(length, (width / 2, height / 2), size_px, settings, rng)[:2]
-    photo, homography = _reduced(photo, homography, scale)
+    photo, homography = reduced(photo, homography, scale)
     scene: Field = cv2.warpPerspective(
         photo, homography, (size_px, size_px), borderMode=cv2.BORDER_REFLECT_101
     ).astype(np.float32)
@@ -279,33 +224,42 @@ def _new_surroundings(
     settings: CaptureParams,
     rng: np.random.Generator,
 ) -> Field:
-    left, top, width, height = cv2.boundingRect(alpha)
-    centre = (left + width / 2, top + height / 2)
-    homography, scale, tilt = _placement(max(width, height), centre, size_px, settings, rng)
-    premultiplied = np.dstack([cv2.multiply(photo, cv2.merge([alpha] * 3), scale=1 / 255), alpha])
-    premultiplied, homography = _reduced(premultiplied, homography, scale)
-    warped = cv2.warpPerspective(premultiplied, homography, (size_px, size_px))
-    pill: Field = warped.astype(np.float32)
-    opacity: Field = np.ascontiguousarray(pill[..., 3]) / np.float32(255)
-    pill = pill[..., :3]
-
-    thickness_px = rng.uniform(0.25, 0.45) * min(width, height) * scale
-    on_surface = rng.random() < settings.background_share
-    if on_surface:
+    lay = lay_body if rng.random() < settings.body else _lay_flat
+    pill = lay(photo, alpha, size_px, light, settings, rng)
+    if rng.random() < settings.background_share:
         scene = draw_surface(size_px, rng)
         if rng.random() < 0.25:
             add_neighbour(scene, light, settings.shadow, rng)
-        cast_shadows(scene, opacity, light, thickness_px, settings.shadow * rng.uniform(0.3, 1))
+        cast_shadows(
+            scene, pill.foot, light, pill.thickness_px, settings.shadow * rng.uniform(0.3, 1)
+        )
     else:
         studio = np.median(photo[alpha == 0], axis=0) if (alpha == 0).any() else np.zeros(3)
         scene = np.full((size_px, size_px, 3), studio, np.float32)
+    scene *= (1 - pill.opacity)[..., None]
+    scene += pill.colours
+    return scene
+
+
+def _lay_flat(
+    photo: Photo,
+    alpha: Photo,
+    size_px: int,
+    light: Light,
+    settings: CaptureParams,
+    rng: np.random.Generator,
+) -> Laid:
+    """The photo itself, a little tilted and relit: the studio's light stays in it."""
+    left, top, width, height = cv2.boundingRect(alpha)
+    centre = (left + width / 2, top + height / 2)
+    homography, scale, tilt = _placement(max(width, height), centre, size_px, settings, rng)
+    pill, opacity = warped(photo, alpha, homography, scale, size_px)
+    thickness_px = rng.uniform(0.25, 0.45) * min(width, height) * scale
     if settings.light > 0:
         _relight(pill, opacity, light, settings.light, rng)
-    if on_surface and abs(tilt[0]) + abs(tilt[1]) > 0.02:
-        _add_side_wall(scene, pill, opacity, thickness_px, tilt)
-    scene *= (1 - opacity)[..., None]
-    scene += pill
-    return scene
+    if abs(tilt[0]) + abs(tilt[1]) > 0.02:
+        return Laid(*_with_side_wall(pill, opacity, thickness_px, tilt), opacity, thickness_px)
+    return Laid(pill, opacity, opacity, thickness_px)
 
 
 def _placement(
@@ -330,32 +284,13 @@ def _placement(
     axis = np.array([math.cos(tilt_angle), math.sin(tilt_angle)])
     turned = corners @ turn.T
     turned = turned - squeeze * 0.5 * np.outer(turned @ axis, axis) + jitter
-    room = max(0.0, 0.5 - share / 2)
-    shift = rng.uniform(-0.5, 0.5, 2) * room
-    if rng.random() < 0.3:  # pushed out of the frame on one side
-        out = rng.uniform(0, settings.clip)
-        if out > 0:
-            way = rng.uniform(0, 2 * math.pi)
-            shift = np.array([math.cos(way), math.sin(way)]) * (room + out * share)
+    shift = shift_in_frame(share, settings.clip, rng)
     target_quad = turned * target + (0.5 + shift) * size_px
     source_quad = corners * length_px + np.array(centre)
     homography: NDArray[np.float64] = cv2.getPerspectiveTransform(
         source_quad.astype(np.float32), target_quad.astype(np.float32)
     )
     return homography, target / length_px, tilt
-
-
-def _reduced(
-    photo: Photo, homography: NDArray[np.float64], scale: float
-) -> tuple[Photo, NDArray[np.float64]]:
-    """Shrink a photo by area before a warp would skip its pixels; the warp then ends the same."""
-    if scale > 0.75:
-        return photo, homography
-    height, width = photo.shape[:2]
-    small = (max(1, round(width * scale * 1.3)), max(1, round(height * scale * 1.3)))
-    reduced: Photo = cv2.resize(photo, small, interpolation=cv2.INTER_AREA)
-    back = np.diag([width / small[0], height / small[1], 1.0])
-    return reduced, homography @ back
 
 
 def _relight(
@@ -369,7 +304,7 @@ def _relight(
     size_px = pill.shape[0]
     dome = cv2.GaussianBlur(opacity, (0, 0), size_px * rng.uniform(0.03, 0.07))
     step = size_px * 0.03
-    slope = dome - _shifted(dome, -light.x * step, -light.y * step)
+    slope = dome - moved(dome, -light.x * step, -light.y * step)
     relief = np.float32(-rng.uniform(0.2, 1.6) * strength)
     # Studio photos are exposed for the background: white pills are grey there.
     lift = 1 + strength * rng.uniform(0, 1.3)
@@ -407,20 +342,19 @@ def _glare(opacity: Field, light: Light, rng: np.random.Generator) -> Field:
     return soft
 
 
-def _add_side_wall(
-    scene: Field, pill: Field, opacity: Field, thickness_px: float, tilt: tuple[float, float]
-) -> None:
-    """The side of a tilted pill: its outline drawn out along the tilt, a little darker."""
+def _with_side_wall(
+    pill: Field, opacity: Field, thickness_px: float, tilt: tuple[float, float]
+) -> tuple[Field, Field]:
+    """A tilted pill and its side: the outline drawn out along the tilt, a little darker."""
     colour = pill.sum(axis=(0, 1)) / max(float(opacity.sum()), 1.0)
     wall = opacity
     for part in (0.33, 0.66, 1.0):
-        moved = _shifted(
+        there = moved(
             opacity, tilt[0] * 2.2 * thickness_px * part, tilt[1] * 2.2 * thickness_px * part
         )
-        wall = np.maximum(wall, moved)
-    wall = wall[..., None]
-    scene *= 1 - wall
-    scene += wall * (0.72 * colour)
+        wall = np.maximum(wall, there)
+    below = wall * (1 - opacity)
+    return pill + below[..., None] * (0.72 * colour), opacity + below
 
 
 def add_neighbour(scene: Field, light: Light, darkness: float, rng: np.random.Generator) -> None:
@@ -510,9 +444,3 @@ def _stored(image: Photo, quality: int) -> Photo:
     stored: Any = cv2.imdecode(coded, cv2.IMREAD_COLOR_RGB)
     decoded: Photo = stored
     return decoded
-
-
-def _shifted(field: Field, x: float, y: float) -> Field:
-    matrix = np.array([[1, 0, x], [0, 1, y]], np.float32)
-    shifted: Field = cv2.warpAffine(field, matrix, field.shape[1::-1])
-    return shifted

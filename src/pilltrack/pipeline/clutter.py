@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pilltrack.pipeline.capture import Light, cast_shadows
+from pilltrack.pipeline.light import Light, cast_shadows
 from pilltrack.pipeline.surfaces import Field, draw_surface
 
 Mask = NDArray[np.uint8]

@@ -11,7 +11,8 @@ import math
 import cv2
 import numpy as np
 
-from pilltrack.pipeline.capture import Light, Photo
+from pilltrack.pipeline.light import Light
+from pilltrack.pipeline.placing import Photo
 from pilltrack.pipeline.surfaces import Field
 
 DYED = 0.45  # share of pills in other dyes than their cut-out's: most of those are white

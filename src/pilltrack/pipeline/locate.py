@@ -31,7 +31,6 @@ from pilltrack.core.files import write_atomically
 from pilltrack.core.locate import Locator, LocatorCard, find_pills
 from pilltrack.core.preprocess import to_model_input
 from pilltrack.core.second_look import LEAST_LOOKED_AT, LOOK_SHARE, SIGNATURE, closer
-from pilltrack.pipeline.capture import Photo
 from pilltrack.pipeline.data import begin_worker
 from pilltrack.pipeline.depthwise import fast_depthwise
 from pilltrack.pipeline.detections import score_locator, summary
@@ -50,6 +49,7 @@ from pilltrack.pipeline.locator_views import several_scenes
 from pilltrack.pipeline.models import STARTER as STUDENT
 from pilltrack.pipeline.models import place, read_tensors, weights_file
 from pilltrack.pipeline.params import LocateParams, Params
+from pilltrack.pipeline.placing import Photo
 from pilltrack.pipeline.scenes import Scene
 from pilltrack.pipeline.second_look import (
     CROWDED,

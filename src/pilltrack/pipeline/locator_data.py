@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from pilltrack.core.files import write_atomically
 from pilltrack.core.image import read_image
 from pilltrack.core.preprocess import to_model_input
-from pilltrack.pipeline.capture import Photo, cut_out
+from pilltrack.pipeline.capture import cut_out
 from pilltrack.pipeline.invented import invent_pills
 from pilltrack.pipeline.laid_pill import trimmed
 from pilltrack.pipeline.locator_net import targets_of
+from pilltrack.pipeline.placing import Photo
 from pilltrack.pipeline.render import render_face
 from pilltrack.pipeline.scenes import Scene, compose
 from pilltrack.pipeline.table import ImageRow

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from pilltrack.core.errors import DatasetRejected
 from pilltrack.core.gallery import Reference
 from pilltrack.core.image import read_image
-from pilltrack.pipeline.capture import Photo, cut_out
+from pilltrack.pipeline.capture import cut_out
+from pilltrack.pipeline.placing import Photo
 from pilltrack.pipeline.table import PillRow, check_choice, load_pills, read_table, write_csv
 
 SIZES_DIFFER_MM = 1.0

@@ -57,6 +57,7 @@ class CaptureParams(_Section):
     jpeg_quality: tuple[Quality, Quality]
     clip: Share  # largest share of the pill pushed out of the frame
     distant: Share  # of captures: few pixels, as of a pill far away
+    body: Share  # of captures (studio crops only): a body lit anew and seen at a slant
 
     @field_validator("scale", "jpeg_quality")
     @classmethod

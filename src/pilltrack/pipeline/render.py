@@ -17,15 +17,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pilltrack.pipeline.capture import (
-    Light,
-    Photo,
-    cast_shadows,
-    draw_light,
-    photograph,
-    shade_unevenly,
-)
+from pilltrack.pipeline.capture import photograph
 from pilltrack.pipeline.invented import InventedPill
+from pilltrack.pipeline.light import Light, cast_shadows, draw_light, lit_relief, shade_unevenly
 from pilltrack.pipeline.params import CaptureParams
 from pilltrack.pipeline.pillshape import (
     PX_PER_MM,
@@ -35,6 +29,7 @@ from pilltrack.pipeline.pillshape import (
     face_relief,
     imprint_mask,
 )
+from pilltrack.pipeline.placing import Photo
 from pilltrack.pipeline.surfaces import Field, draw_surface
 
 SIZE_JITTER = 0.04  # the hand that holds the camera
@@ -50,8 +45,8 @@ CAMERA = CaptureParams(
     jpeg_quality=(80, 95),
     clip=0.0,
     distant=0.0,
+    body=0.0,
 )
-_AMBIENT = 0.5  # share of the light that comes from everywhere
 
 
 @dataclass(frozen=True)
@@ -149,7 +144,7 @@ def photograph_pill(
         _focus_light(scene, colour, light, thickness_px, face.see_through)
     # From here on only the window around the pill matters; `scene[window]` is a view.
     height, opacity, pill = height[window], opacity[window], colour[window][..., :3]
-    diffuse, mirror = _lit(height, opacity, light, face.sharpness)
+    diffuse, mirror = lit_relief(height, opacity, light, face.sharpness)
     if face.see_through:
         pill = _see_through(pill, height, below, light, face.see_through)
     pill *= diffuse[..., None]
@@ -193,31 +188,6 @@ def _placement(face: RenderedFace, size_px: int, rng: np.random.Generator) -> ND
         corners.astype(np.float32), target.astype(np.float32)
     )
     return matrix
-
-
-def _lit(height_px: Field, opacity: Field, light: Light, sharpness: float) -> tuple[Field, Field]:
-    """Diffuse light (1 on a level surface) and the mirror image of the lamp (0 to 1)."""
-    slope_x = cv2.Sobel(height_px, cv2.CV_32F, 1, 0, scale=0.125)
-    slope_y = cv2.Sobel(height_px, cv2.CV_32F, 0, 1, scale=0.125)
-    up = 1 / np.sqrt(1 + slope_x**2 + slope_y**2)  # z of the normal
-    length = math.sqrt(1 + light.height**2)
-    lx, ly, lz = light.x / length, light.y / length, light.height / length
-    towards = (lz - lx * slope_x - ly * slope_y) * up
-    direct = towards.clip(0) / np.float32(0.35 + 0.65 * lz)
-    level = lz / (0.35 + 0.65 * lz)
-    diffuse = (_AMBIENT * (0.55 + 0.45 * up) + (1 - _AMBIENT) * direct) / (
-        _AMBIENT + (1 - _AMBIENT) * level
-    )
-    # Hollows see less of the sky.
-    hollow = cv2.GaussianBlur(height_px, (0, 0), 2.2) - height_px
-    diffuse *= 1 - (0.10 * hollow).clip(-0.04, 0.3) * (opacity > 0.98)
-    # Blinn's half vector between the lamp and the camera above.
-    half = math.sqrt(lx**2 + ly**2 + (lz + 1) ** 2)
-    facing = (((lz + 1) - lx * slope_x - ly * slope_y) * up / half).clip(0, 1)
-    lamp = facing**sharpness
-    window = ((lamp - 0.35) * 2.2).clip(0, 1)  # a lamp has an edge
-    mirror = 0.35 * lamp + 0.65 * window
-    return diffuse.astype(np.float32), mirror.astype(np.float32)
 
 
 def _focus_light(

@@ -18,17 +18,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pilltrack.pipeline.capture import (
-    Light,
-    Photo,
-    cast_shadows,
-    draw_light,
-    photograph,
-    shade_unevenly,
-)
+from pilltrack.pipeline.capture import photograph
 from pilltrack.pipeline.clutter import Mask, add_clutter, draw_backdrop
 from pilltrack.pipeline.laid_pill import clearness, lit, turned
+from pilltrack.pipeline.light import Light, cast_shadows, draw_light, shade_unevenly
 from pilltrack.pipeline.params import CaptureParams
+from pilltrack.pipeline.placing import Photo
 from pilltrack.pipeline.surfaces import Field
 
 MAX_PILLS = 32
@@ -51,6 +46,7 @@ CAMERA = CaptureParams(
     jpeg_quality=(50, 95),
     clip=0.0,
     distant=0.0,
+    body=0.0,
 )
 
 

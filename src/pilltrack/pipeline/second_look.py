@@ -35,12 +35,12 @@ from pilltrack.core.second_look import (
     log_odds,
 )
 from pilltrack.core.tensors import write_tensors
-from pilltrack.pipeline.capture import Photo
 from pilltrack.pipeline.data import begin_worker
 from pilltrack.pipeline.developed import smoothed
 from pilltrack.pipeline.locator_data import scene_of
 from pilltrack.pipeline.models import STARTER, load_network, place
 from pilltrack.pipeline.params import LocateParams
+from pilltrack.pipeline.placing import Photo
 from pilltrack.pipeline.steps import Steps
 from pilltrack.pipeline.torchvision_import import ensure_torchvision
 

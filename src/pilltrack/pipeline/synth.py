@@ -29,8 +29,8 @@ import numpy as np
 
 from pilltrack.core.errors import InputRejected
 from pilltrack.core.files import write_atomically
-from pilltrack.pipeline.capture import Photo
 from pilltrack.pipeline.invented import InventedPill, invent_pills
+from pilltrack.pipeline.placing import Photo
 from pilltrack.pipeline.render import draw_setting, photograph_pill, render_face
 
 PHOTO_PX = 224
