@@ -55,13 +55,15 @@ def main() -> None:
     for _ in range(200):
         cut_out(photo)
     print(f"cut_out at 224 px: {(time.perf_counter() - start) / 200 * 1e3:.2f} ms")
-    for size_px in (128, 160):
+    for size_px, body in ((128, 0.0), (128, 1.0), (160, 0.0), (160, 1.0)):
+        settings = HARD.model_copy(update={"body": body})
         rng = np.random.default_rng(0)
         start = time.perf_counter()
         for _ in range(400):
-            simulate_capture(photo, cut[..., 3], size_px, HARD, rng)
+            simulate_capture(photo, cut[..., 3], size_px, settings, rng)
         milliseconds = (time.perf_counter() - start) / 400 * 1e3
-        print(f"simulate_capture at {size_px} px, one core: {milliseconds:.2f} ms")
+        kind = "a body" if body else "flat"
+        print(f"simulate_capture at {size_px} px, {kind}, one core: {milliseconds:.2f} ms")
 
 
 def _studio_photo() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
