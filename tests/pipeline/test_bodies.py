@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pilltrack.pipeline import bodies
 from pilltrack.pipeline.bodies import lay_body
 from pilltrack.pipeline.capture import simulate_capture
 from pilltrack.pipeline.light import Light
@@ -40,6 +41,13 @@ def disc(rim: float = 1.0) -> tuple[Photo, Photo]:
     shade = 1 + (rim - 1) * np.clip(away, 0, 1) ** 4
     photo = np.where(away <= 1, 170 * shade, 0).astype(np.uint8)
     return np.dstack([photo] * 3), np.where(away <= 1, 255, 0).astype(np.uint8)
+
+
+def capsule() -> tuple[Photo, Photo]:
+    """An evenly grey capsule on black, 174 px long and 70 wide; and its alpha."""
+    alpha = np.zeros((224, 224), np.uint8)
+    cv2.line(alpha, (60, 112), (164, 112), 255, 70)
+    return np.dstack([np.where(alpha > 0, 150, 0).astype(np.uint8)] * 3), alpha
 
 
 def test_a_body_with_its_side_fills_the_share_of_the_frame_that_scale_says() -> None:
@@ -82,17 +90,29 @@ def test_the_side_is_brighter_when_the_lamp_shines_on_it() -> None:
 
 
 def test_a_capsule_rolled_over_is_as_wide_as_before() -> None:
-    alpha = np.zeros((224, 224), np.uint8)
-    cv2.line(alpha, (60, 112), (164, 112), 255, 70)
-    photo = np.dstack([np.where(alpha > 0, 150, 0).astype(np.uint8)] * 3)
-    widths = []
+    """Six in ten long pills are round: their thickness is their width, and hides none of it."""
+    photo, alpha = capsule()
+    ratios = []
     for seed in range(40):
         laid = lay_body(photo, alpha, SIZE_PX, FROM_THE_RIGHT, PLAIN, steepest(seed))
-        length, width = sorted(_sides(laid.opacity))[::-1]
-        widths.append(width / length)
-    # Six in ten are round; others, seen along their axis, get shorter, or wider by their side.
-    usual = 70 / 174
-    assert sum(abs(width / usual - 1) < 0.3 for width in widths) > 15
+        ratios.append(min(_sides(laid.opacity)) / laid.thickness_px)
+    assert 16 <= sum(ratio < 1.25 for ratio in ratios) <= 32
+    assert min(ratios) > 0.95
+
+
+def test_two_colours_are_not_taken_for_the_light_of_the_studio() -> None:
+    _, alpha = capsule()
+    depth = cv2.distanceTransform((alpha > 0).astype(np.uint8), cv2.DIST_L2, 3)
+    depth = (depth / depth.max()).astype(np.float32)
+    columns = np.mgrid[:224, :224][1]
+    for seed in range(10):
+        seam = 112 + np.random.default_rng(seed).normal(0, 3, (224, 1))  # not quite in the middle
+        top = np.where((columns < seam)[..., None], (230, 230, 225), (40, 60, 150))
+        top = (top * (alpha > 0)[..., None]).astype(np.float32)
+        evened = top.copy()
+        bodies._take_off_light(evened, depth, 1.0)
+        gains = (evened[..., 0] / np.maximum(top[..., 0], 1))[alpha > 0]
+        assert gains.max() / gains.min() < 1.25
 
 
 def test_the_shading_of_the_studio_is_taken_off() -> None:
@@ -165,6 +185,33 @@ def test_a_pill_larger_than_the_frame_fills_it() -> None:
         laid = lay_body(*disc(), 48, FROM_THE_RIGHT, near, np.random.default_rng(seed))
         assert (laid.opacity > 0.99).mean() > 0.6
         assert np.isfinite(laid.colours).all()
+
+
+def test_the_lamp_is_mirrored_towards_the_camera() -> None:
+    """Under a lamp overhead the highlight of a slanted top lies between lamp and camera."""
+    overhead = Light(1.0, 0.0, 1e3)
+    places = []
+    for seed in range(40):
+        laid = lay_body(*disc(), SIZE_PX, overhead, PLAIN, steepest(seed))
+        way = _middle(laid.foot) - _middle(laid.opacity)
+        along = np.moveaxis(np.mgrid[:SIZE_PX, :SIZE_PX][::-1], 0, 2) @ (way / np.hypot(*way))
+        solid = laid.opacity > 0.99
+        brightness = laid.colours.sum(axis=2)
+        bright = solid & (brightness >= np.quantile(brightness[solid], 0.98))
+        places.append((along[bright].mean() - along[solid].mean()) / (0.5 * SIZE_PX))
+    assert np.median(places) > -0.2
+
+
+def test_light_says_how_much_brighter_than_in_the_studio_a_body_is() -> None:
+    def mean(light: float) -> float:
+        settings = PLAIN.model_copy(update={"light": light})
+        laid = [
+            lay_body(*disc(), SIZE_PX, FROM_THE_RIGHT, settings, np.random.default_rng(seed))
+            for seed in range(20)
+        ]
+        return float(np.mean([body.colours.mean() for body in laid]))
+
+    assert mean(1.0) > 1.15 * mean(0.0)
 
 
 def test_clip_pushes_a_body_out_of_the_frame() -> None:

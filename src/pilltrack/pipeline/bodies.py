@@ -34,8 +34,8 @@ class _Shape(NamedTuple):
 
     kind: Literal["round", "domed", "flat"]
     rise: float
-    bevel: float  # of flat ones
-    thickness: float  # of the side below, in widths
+    bevel: float  # of flat ones: how far inside the outline it ends
+    thickness: float  # of the side below, of round ones of all, in widths
 
     def thickness_seen(self, slant: float) -> float:
         """So much of the side shows at a slant, in widths; what is round shows its roundness."""
@@ -174,8 +174,9 @@ def _view(
 def _take_off_light(top: Field, depth: Field, share: float) -> None:
     """Even out, in place, by how much rings of equal `depth`, 0 to 1, differ in brightness.
 
-    `share`, 0 to 1: how much of the difference goes. What changes along the pill stays, rings of
-    the pill itself go with the light.
+    `share`, 0 to 1: how much of the difference goes. What changes along the pill stays, so a ring's
+    brightness is its mean: the median of two colours is now one and now the other. Rings of the
+    pill itself go with the light.
     """
     solid = depth > 0.02
     ring = np.minimum((depth * _RINGS).astype(np.uint8), _RINGS - 1)
@@ -184,7 +185,7 @@ def _take_off_light(top: Field, depth: Field, share: float) -> None:
     for number in range(_RINGS):
         inside = brightness[solid & (ring == number)]
         if len(inside) > 12:
-            levels[number] = np.median(inside)
+            levels[number] = inside.mean()
     if np.isnan(levels).all():
         return
     usual = float(np.nanmedian(levels))
@@ -202,7 +203,7 @@ def _side(
     light: Light,
     rng: np.random.Generator,
 ) -> Field:
-    """The side (S, S, 4) of a body, premultiplied: its top, unlit, drawn out down to the foot.
+    """The side (S, S, 4) of a body, premultiplied: its unlit top, drawn out nearly to the foot.
 
     The nearer lies over the farther; darker towards the surface, and away from the lamp.
     """
@@ -212,6 +213,7 @@ def _side(
     shade = float(np.clip(0.72 + 0.35 * facing, 0.5, 1.05)) * rng.uniform(0.85, 1.05)
     side = np.dstack([top, opacity])
     side[..., :3] *= np.float32(1 if is_round else shade)
+    np.minimum(side[..., :3], 255 * side[..., 3:], out=side[..., :3])  # blown out
     below = 0.75 * (shade if is_round else 1)  # at the foot, of the brightness at the rim
     # Each time twice as many copies: so many that none is a pixel from the next.
     doublings = math.ceil(math.log2(length)) if length > 1 else 0
