@@ -13,25 +13,12 @@ from pilltrack.pipeline import bodies
 from pilltrack.pipeline.bodies import lay_body
 from pilltrack.pipeline.capture import simulate_capture
 from pilltrack.pipeline.light import Light
-from pilltrack.pipeline.params import CaptureParams
+from pilltrack.pipeline.placing import Photo
+from tests.pipeline.clean_camera import CLEAN
 
-Photo = NDArray[np.uint8]
 SIZE_PX = 160
 FROM_THE_RIGHT = Light(1.0, 0.0, 1.0)
-PLAIN = CaptureParams(
-    background_share=0,
-    scale=(0.7, 0.7),
-    perspective=0,
-    shadow=0,
-    light=0,
-    colour_cast=0,
-    blur_px=0,
-    noise=0,
-    jpeg_quality=(100, 100),
-    clip=0,
-    distant=0,
-    body=1,
-)
+PLAIN = CLEAN.model_copy(update={"scale": (0.7, 0.7), "body": 1})
 
 
 def disc(rim: float = 1.0) -> tuple[Photo, Photo]:

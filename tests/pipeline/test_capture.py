@@ -9,23 +9,10 @@ from numpy.typing import NDArray
 
 from pilltrack.pipeline.capture import cut_out, photograph, simulate_capture
 from pilltrack.pipeline.params import CaptureParams
+from pilltrack.pipeline.placing import Photo
 from pilltrack.pipeline.surfaces import SURFACE_SHARES, draw_surface
+from tests.pipeline.clean_camera import CLEAN
 
-Photo = NDArray[np.uint8]
-CLEAN = CaptureParams(
-    background_share=0,
-    scale=(0.8, 0.8),
-    perspective=0,
-    shadow=0,
-    light=0,
-    colour_cast=0,
-    blur_px=0,
-    noise=0,
-    jpeg_quality=(100, 100),
-    clip=0,
-    distant=0,
-    body=0,
-)
 HARD = CaptureParams(
     background_share=1,
     scale=(0.6, 0.95),
