@@ -6,12 +6,14 @@ and thick tablets from the side. So here the photo is only the colour of a body'
 
     shape drawn -> slant -> placed -> studio's light off -> lit -> drawn out down to its foot
 
-The shape is a guess, drawn anew each time: domed, flat with a bevel, or round like a capsule.
+The shape and the polish are a guess: domed, flat with a bevel, or round like a capsule, matt or
+shiny. They follow from the photo alone, since a pill keeps them from capture to capture.
 """
 
 from __future__ import annotations
 
 import math
+import zlib
 from typing import Literal, NamedTuple
 
 import cv2
@@ -30,12 +32,14 @@ _GLOSS = {0.0: 0.3, 0.08: 0.3, 0.25: 0.25, 0.6: 0.15}  # how strong: how often
 
 
 class _Shape(NamedTuple):
-    """How a body rises from its outline to its top, in halves of its width."""
+    """How a body rises from its outline to its top, in halves of its width, and how it shines."""
 
     kind: Literal["round", "domed", "flat"]
     rise: float
     bevel: float  # of flat ones: how far inside the outline it ends
     thickness: float  # of the side below, of round ones of all, in widths
+    gloss: float  # 0 matt
+    sharpness: float  # of the lamp's mirror image, an exponent
 
     def thickness_seen(self, slant: float) -> float:
         """So much of the side shows at a slant, in widths; what is round shows its roundness."""
@@ -67,7 +71,7 @@ def lay_body(
     """
     slant = _STEEPEST * rng.uniform(0, 1) ** 1.5
     outline, length, width = _outline(alpha)
-    shape = _draw_shape(length > _LONG * width, rng)
+    shape = _shape_of(photo, length > _LONG * width)
     thickness = shape.thickness_seen(slant) * width
     view = _view(outline, size_px, slant, thickness, settings, rng)
     top, opacity = warped(photo, alpha, view.homography, view.scale, size_px)
@@ -82,7 +86,8 @@ def lay_body(
         top, opacity = _over(top, opacity, side)
     relief = half_px * _height(_depth(opacity, half_px), shape)
     softness = max(0.8, 0.06 * half_px)
-    _light_anew(top, opacity, cv2.GaussianBlur(relief, (0, 0), softness), light, view.eye, rng)
+    relief = cv2.GaussianBlur(relief, (0, 0), softness)
+    _light_anew(top, opacity, relief, shape, light, view.eye, rng.uniform(0.4, 1))
     if not is_round:
         top, opacity = _over(top, opacity, side)
     return Laid(top, opacity, foot, shape.thickness * width * view.scale)
@@ -113,13 +118,16 @@ def _outline(alpha: Photo) -> tuple[NDArray[np.float64], float, float]:
     return outline + 0.5, float(sides[1]) + 1, float(sides[0]) + 1
 
 
-def _draw_shape(is_long: bool, rng: np.random.Generator) -> _Shape:
+def _shape_of(photo: Photo, is_long: bool) -> _Shape:
+    """The shape guessed for a photo: always the same for the same pixels."""
+    rng = np.random.default_rng(zlib.crc32(photo.tobytes()))
     kind, thickness, bevel = rng.random(), rng.uniform(0.2, 0.6), rng.uniform(0.1, 0.3)
+    polish = (rng.choice(list(_GLOSS), p=list(_GLOSS.values())), rng.uniform(10, 90))
     if is_long and kind < 0.6:
-        return _Shape("round", rng.uniform(0.7, 1), bevel, 1.0)
+        return _Shape("round", rng.uniform(0.7, 1), bevel, 1.0, *polish)
     if kind < 0.75:
-        return _Shape("domed", rng.uniform(0.1, 0.5), bevel, thickness)
-    return _Shape("flat", rng.uniform(0.05, 0.15), bevel, thickness)
+        return _Shape("domed", rng.uniform(0.1, 0.5), bevel, thickness, *polish)
+    return _Shape("flat", rng.uniform(0.05, 0.15), bevel, thickness, *polish)
 
 
 def _height(depth: Field, shape: _Shape) -> Field:
@@ -229,13 +237,13 @@ def _light_anew(
     top: Field,
     opacity: Field,
     height_px: Field,
+    shape: _Shape,
     light: Light,
     eye: tuple[float, float, float],
-    rng: np.random.Generator,
+    share: float,
 ) -> None:
-    """The scene's light on a premultiplied top (S, S, 3), in place."""
-    diffuse, mirror = lit_relief(height_px, opacity, light, rng.uniform(10, 90), eye)
-    top *= (1 + np.float32(rng.uniform(0.4, 1)) * (diffuse - 1))[..., None]
-    gloss = rng.choice(list(_GLOSS), p=list(_GLOSS.values()))
-    top += (mirror * np.float32(255 * gloss) * opacity)[..., None]
+    """The scene's light on a premultiplied top (S, S, 3), in place; `share` of it, 0 to 1."""
+    diffuse, mirror = lit_relief(height_px, opacity, light, shape.sharpness, eye)
+    top *= (1 + np.float32(share) * (diffuse - 1))[..., None]
+    top += (mirror * np.float32(255 * shape.gloss) * opacity)[..., None]
     np.minimum(top, 255 * opacity[..., None], out=top)
