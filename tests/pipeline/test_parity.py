@@ -19,15 +19,16 @@ def known(pill: str) -> Decision:
     return Decision("known", pill, 0.9, ())
 
 
-def tried(pills: str, decisions: list[Decision]) -> Tried:
+def tried(pills: str, decisions: list[Decision], ranks: str = "") -> Tried:
     n = len(pills)
+    rank = np.array(list(ranks or "1" * n), np.intp)
     rows = [
         ImageRow(f"{n}", pill, "", "s", "real", "g", "test", "probe")
         for n, pill in enumerate(pills)
     ]
     zeros = np.zeros(n)
     outcomes = Outcomes(
-        list(pills), zeros, list(pills), zeros, list(pills), np.ones(n, np.intp), zeros
+        list(pills), zeros, list(pills), zeros, list(pills), rank, zeros
     )
     return Tried(
         [Shot(row, None) for row in rows], np.zeros((n, 2), np.float32), drawn(outcomes, seed=0),
@@ -36,12 +37,12 @@ def tried(pills: str, decisions: list[Decision]) -> Tried:
 
 
 SHIPPED: Trial = {
-    "seen": tried("aab", [known("a"), known("b"), UNKNOWN]),
+    "seen": tried("aab", [known("a"), known("b"), UNKNOWN], ranks="123"),
     "new": tried("cc", [known("c"), AMBIGUOUS]),
     "strangers": tried("xyzw", [UNKNOWN, AMBIGUOUS, known("a"), UNKNOWN]),
 }
 STUDENT: Trial = {
-    "seen": tried("aab", [known("a"), known("a"), UNKNOWN]),  # another name
+    "seen": tried("aab", [known("a"), known("a"), UNKNOWN], ranks="113"),  # another name
     "new": tried("cc", [UNKNOWN, AMBIGUOUS]),  # another kind
     "strangers": tried("xyzw", [UNKNOWN, UNKNOWN, known("a"), UNKNOWN]),  # another kind
 }
@@ -61,6 +62,8 @@ def test_flips_are_counted_over_all_and_over_what_either_accepts() -> None:
     # Named rightly: shipped a, c of five; student a, a of five. Strangers accepted: 2 and 1 of 4.
     assert (report["fnir_int8"], report["fnir_float"]) == (0.6, 0.6)
     assert (report["fpir_int8"], report["fpir_float"]) == (0.5, 0.25)
+    # Nearest to a photo of their own pill: three and four of the five enrolled.
+    assert (report["recall_at_1_int8"], report["recall_at_1_float"]) == (0.6, 0.8)
 
 
 def test_two_models_that_refuse_everything_agree() -> None:

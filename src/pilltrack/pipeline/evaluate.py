@@ -194,8 +194,8 @@ def parity(shipped: Trial, student: Trial) -> Measures:
     """How the shipped file decides against the float student, both on the same shots.
 
     `flips`: share of all photos decided differently. `flips_of_accepted`: the same of those that
-    either accepts, since two models that refuse everything agree on everything. Error rates are
-    over photos, seen and new pills together.
+    either accepts, since two models that refuse everything agree on everything. Error rates and
+    recall, each in its own gallery, are over photos, seen and new pills together.
     """
     flips = [flip for cohort in shipped for flip in flipped(shipped[cohort], student[cohort])]
     either = [
@@ -214,6 +214,8 @@ def parity(shipped: Trial, student: Trial) -> Measures:
         let_in = accepted(trial["strangers"].decisions)
         report[f"fnir_{name}"] = rounded(1 - np.mean(np.concatenate(right)))
         report[f"fpir_{name}"] = rounded(np.mean(let_in))
+        nearest = np.concatenate([trial[c].outcomes.rank == 1 for c in MATED])
+        report[f"recall_at_1_{name}"] = rounded(nearest.mean())
     return report
 
 

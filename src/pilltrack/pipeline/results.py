@@ -117,6 +117,8 @@ class Parity(_Part):
     fpir_float: Share
     fnir_int8: Share
     fnir_float: Share
+    recall_at_1_int8: Share | None = None  # older results lack it
+    recall_at_1_float: Share | None = None
 
 
 class Test(_Part):

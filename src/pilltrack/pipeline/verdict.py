@@ -302,7 +302,12 @@ def parity_lines(parity: Parity | None) -> list[tuple[str, str]]:
     """What int8 costs against the float student: (label, figure)."""
     if parity is None:
         return []
+    recall = []
+    if parity.recall_at_1_int8 is not None and parity.recall_at_1_float is not None:
+        figures = f"{percent(parity.recall_at_1_int8)} against {percent(parity.recall_at_1_float)}"
+        recall = [("recall@1, int8 against float", figures)]
     return [
+        *recall,
         (
             "decisions that int8 changes",
             f"{percent(parity.flips)} of {parity.n_probes:,} photos; "
