@@ -27,9 +27,7 @@ def tried(pills: str, decisions: list[Decision], ranks: str = "") -> Tried:
         for n, pill in enumerate(pills)
     ]
     zeros = np.zeros(n)
-    outcomes = Outcomes(
-        list(pills), zeros, list(pills), zeros, list(pills), rank, zeros
-    )
+    outcomes = Outcomes(list(pills), zeros, list(pills), zeros, list(pills), rank, zeros)
     return Tried(
         [Shot(row, None) for row in rows], np.zeros((n, 2), np.float32), drawn(outcomes, seed=0),
         decisions,
