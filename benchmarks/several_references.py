@@ -3,10 +3,10 @@
     python benchmarks/several_references.py src/pilltrack/starter/bundle other/bundle
 
 What the user of a device does, in simulation: each new pill of the split is enrolled with one
-capture by each of five cameras, three of one side and two of the other, and compared by looks,
-against the bundle's background. Probes are other captures, one of each side by each camera.
-Galleries are draws from the new pills, the strangers are always all those of the split; means over
-draws, no intervals.
+capture by each of five cameras, three of the front and two of the back, the cameras in turn from
+pill to pill, and compared by looks, against the bundle's background. Probes are other captures, one
+of each side by each camera, of the first photo of each side. Galleries are draws from the new
+pills, the strangers are always all those of the split; means over draws, no intervals.
 `camera_conditions.py` enrols studio photos instead.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pilltrack.core.background import Background
 from pilltrack.core.bundle import GALLERY_FILE, read_bundle
 from pilltrack.core.embedder import Embedder, open_embedder
 from pilltrack.core.enrol import embed_references
@@ -33,32 +35,33 @@ from pilltrack.pipeline.params import CaptureParams, load_params
 from pilltrack.pipeline.protocol import search, single_views
 from pilltrack.pipeline.table import ImageRow, load_images
 
-CAMERAS: tuple[dict[str, Any], ...] = (
-    {"distant": 0.0, "body": 0.0},
-    {"distant": 0.0, "body": 1.0},
-    {"distant": 0.0, "body": 0.5, "light": 0.5, "noise": 0.07, "colour_cast": 0.15},  # dim
-    {"distant": 1.0, "body": 0.5},
-    {"distant": 0.0, "body": 0.5, "blur_px": 6.0},
-)
-OF_ONE_SIDE = 3  # of the five references; the others are of the other side, if there is one
+CAMERAS: dict[str, dict[str, Any]] = {
+    "flat": {"distant": 0.0, "body": 0.0},
+    "bodies": {"distant": 0.0, "body": 1.0},
+    "dim": {"distant": 0.0, "body": 0.5, "light": 0.5, "noise": 0.07, "colour_cast": 0.15},
+    "far": {"distant": 1.0, "body": 0.5},
+    "out of focus": {"distant": 0.0, "body": 0.5, "blur_px": 6.0},
+}
+OF_FRONT = 3  # of the five references; the others are of the back, if there is one
 DRAWS = {12: 25, 40: 4}  # galleries of so many pills: how many are drawn; beside that of all
+SEED = 0  # of the draws
 FIGURES = ("recall_at_1", "auroc", "fnir_at_fpir_5", "fnir_at_fpir_1")
 
 
-class Photo(NamedTuple):
-    """An embedded capture: what it shows."""
+class Capture(NamedTuple):
+    """One embedded capture: the pill and the side it shows."""
 
     pill: str
     side: str
     embedding: NDArray[np.float32]  # (D,)
 
 
-class Captured(NamedTuple):
+class Captures(NamedTuple):
     """All captures of the pills of one split."""
 
-    references: list[Photo]
-    probes: list[Photo]
-    strangers: list[Photo]
+    references: list[Capture]
+    probes: list[Capture]
+    strangers: list[Capture]
 
 
 def main() -> None:
@@ -82,72 +85,76 @@ def main() -> None:
 def measure(
     bundle: Path, rows: list[ImageRow], prepared: Path, capture: CaptureParams
 ) -> dict[str, dict[str, float]]:
-    """FIGURES for galleries of each size."""
+    """FIGURES for galleries of each size; the keys are the sizes."""
     embedder = open_embedder(bundle / read_bundle(bundle).model.file, threads=2)
     background = read_background(bundle / GALLERY_FILE, embedder.dim)
-    captures = take(embedder, rows, prepared, capture)
-    names = sorted({photo.pill for photo in captures.references})
-
-    def figures(pills: set[str]) -> tuple[float, ...]:
-        references = [photo for photo in captures.references if photo.pill in pills]
-        outcomes = [
-            search(
-                np.stack([photo.embedding for photo in references]),
-                [photo.pill for photo in references],
-                single_views(
-                    np.stack([photo.embedding for photo in probes]),
-                    [photo.pill for photo in probes],
-                ),
-                background,
-                [photo.side for photo in references],
-            )
-            for probes in (
-                [photo for photo in captures.probes if photo.pill in pills],
-                captures.strangers,
-            )
-        ]
-        mated, foreign = outcomes
-        hits = mated.rank == 1
-        return (
-            float(hits.mean()),
-            auroc(mated.best, foreign.best),
-            fnir_at_fpir(mated.best, hits, foreign.best, 0.05)[0],
-            fnir_at_fpir(mated.best, hits, foreign.best, 0.01)[0],
+    if set(background.pills) & {row.pill for row in rows}:
+        sys.exit(
+            f"{bundle}: trained on pills of this split; measure it on the pills it was split by"
         )
-
-    rng = np.random.default_rng(0)
+    captures = photograph(embedder, rows, prepared, capture)
+    names = sorted({reference.pill for reference in captures.references})
+    if not names or not captures.strangers:
+        found = f"{len(names)} new pills and {len(captures.strangers)} captures of strangers"
+        sys.exit(f"{prepared}: {found} in this split; expected some of both")
+    rng = np.random.default_rng(SEED)
     report = {}
-    for size, draws in {**DRAWS, len(names): 1}.items():
+    sizes = {size: draws for size, draws in DRAWS.items() if size < len(names)}
+    for size, draws in {**sizes, len(names): 1}.items():
         drawn = [set(rng.choice(names, size, replace=False).tolist()) for _ in range(draws)]
-        means = np.mean([figures(pills) for pills in drawn], axis=0)
+        means = np.mean([_figures(captures, pills, background) for pills in drawn], axis=0)
         report[str(size)] = dict(zip(FIGURES, means.tolist(), strict=True))
     return report
 
 
-def take(
+def photograph(
     embedder: Embedder, rows: list[ImageRow], prepared: Path, capture: CaptureParams
-) -> Captured:
-    """Photograph all pills: the same captures for every model."""
-    sides: dict[str, dict[str, ImageRow]] = {}
+) -> Captures:
+    """Photograph and embed all pills of `rows`: the same captures for every model."""
+    photos: dict[str, dict[str, ImageRow]] = {}
     for row in rows:
-        sides.setdefault(row.pill, {})[row.side] = row
-    cameras = [capture.model_copy(update=changes) for changes in CAMERAS]
-    found = Captured([], [], [])
-    for pill, of_pill in sorted(sides.items()):
-        photos = {side: read_image(prepared / row.image) for side, row in sorted(of_pill.items())}
-        cohort = cohort_of(next(iter(of_pill.values())))
-        first_seed = zlib.crc32(pill.encode())
-        for number, camera in enumerate(cameras):
+        photos.setdefault(row.pill, {}).setdefault(row.side, row)
+    cameras = [capture.model_copy(update=changes) for changes in CAMERAS.values()]
+    found = Captures([], [], [])
+    for pill, sides in sorted(photos.items()):
+        studio = {side: read_image(prepared / sides[side].image) for side in sides}
+        front, *others = sorted(studio, reverse=True)  # front before back
+        cohort = cohort_of(sides[front])
+        probes = {"new": found.probes, "strangers": found.strangers}[cohort]
+        seed = zlib.crc32(pill.encode())
+        for number in range(len(cameras)):
+            camera = cameras[(number + seed) % len(cameras)]
             if cohort == "new":
-                side = min(photos) if number >= OF_ONE_SIDE else max(photos)
-                view = captured(photos[side], CAPTURE_PX, camera, first_seed + number)
-                found.references.append(Photo(pill, side, embed_references(embedder, [view])[0]))
-            for place, (side, photo) in enumerate(photos.items()):
-                seed = first_seed + 100 + number + place * len(cameras)
-                (embedding,) = embedder.embed([captured(photo, CAPTURE_PX, camera, seed)])
-                probes = found.probes if cohort == "new" else found.strangers
-                probes.append(Photo(pill, side, embedding))
+                side = front if number < OF_FRONT or not others else others[0]
+                view = captured(studio[side], CAPTURE_PX, camera, seed + number)
+                found.references.append(Capture(pill, side, embed_references(embedder, [view])[0]))
+            for place, side in enumerate([front, *others], 1):
+                view = captured(studio[side], CAPTURE_PX, camera, seed + 100 * place + number)
+                probes.append(Capture(pill, side, embedder.embed([view])[0]))
     return found
+
+
+def _figures(captures: Captures, pills: set[str], background: Background) -> list[float]:
+    """FIGURES of a gallery of `pills`."""
+    references = [reference for reference in captures.references if reference.pill in pills]
+    mated, strangers = (
+        search(
+            np.stack([reference.embedding for reference in references]),
+            [reference.pill for reference in references],
+            single_views(
+                np.stack([probe.embedding for probe in probes]), [probe.pill for probe in probes]
+            ),
+            background,
+            [reference.side for reference in references],
+        )
+        for probes in (
+            [probe for probe in captures.probes if probe.pill in pills],
+            captures.strangers,
+        )
+    )
+    hits = mated.rank == 1
+    fnirs = [fnir_at_fpir(mated.best, hits, strangers.best, fpir)[0] for fpir in (0.05, 0.01)]
+    return [float(hits.mean()), auroc(mated.best, strangers.best), *fnirs]
 
 
 def as_table(found: dict[str, dict[str, dict[str, float]]]) -> str:

@@ -107,7 +107,7 @@ def test_two_colours_are_not_taken_for_the_light_of_the_studio() -> None:
         assert gains.max() / gains.min() < 1.25
 
 
-def test_a_pill_keeps_its_shape_from_capture_to_capture() -> None:
+def test_a_photo_keeps_its_shape_from_capture_to_capture() -> None:
     def thickness(number: int, seed: int) -> float:
         flat = PLAIN.model_copy(update={"perspective": 0.0})
         laid = lay_body(*disc(number), SIZE_PX, FROM_THE_RIGHT, flat, steepest(seed))
@@ -119,18 +119,35 @@ def test_a_pill_keeps_its_shape_from_capture_to_capture() -> None:
     assert max(of_others) - min(of_others) > 0.2
 
 
-def test_the_shading_of_the_studio_is_taken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_photo_keeps_its_polish_from_capture_to_capture() -> None:
+    """On a nearly black disc only the mirrored lamp is bright, and on a matt one nothing."""
+    brightest = []
+    for number in range(16):
+        photo, alpha = disc(number)
+        photo[alpha > 0] = 3
+        brightest.append(
+            max(
+                lay_body(photo, alpha, SIZE_PX, FROM_THE_RIGHT, PLAIN, rng).colours.max()
+                for rng in map(np.random.default_rng, range(12))
+            )
+        )
+    assert sum(level < 6 for level in brightest) >= 2  # three in ten
+    assert sum(level > 50 for level in brightest) >= 2  # two in five
+
+
+def test_the_shading_of_the_studio_is_taken_off() -> None:
     """Two photos of one disc, one dark at the rim, look more alike as bodies than as photos."""
-    shape = bodies._shape_of(disc(3)[0], False)
-    monkeypatch.setattr(bodies, "_shape_of", lambda photo, is_long: shape)
     even, alpha = disc()
     dark, _ = disc(rim=0.6)
     inside = alpha > 0
     as_photos = np.abs(even[inside].astype(float) - dark[inside]).mean()
     as_bodies = []
     for seed in range(20):
+        shape = bodies._guess(*disc(seed))
         first, second = (
-            lay_body(photo, alpha, SIZE_PX, FROM_THE_RIGHT, PLAIN, np.random.default_rng(seed))
+            bodies._laid_as(
+                shape, photo, alpha, SIZE_PX, FROM_THE_RIGHT, PLAIN, np.random.default_rng(seed)
+            )
             for photo in (even, dark)
         )
         solid = first.opacity > 0.99
@@ -153,8 +170,9 @@ def test_the_half_of_the_top_towards_the_lamp_is_the_bright_one() -> None:
 def test_the_side_has_the_colours_of_the_rim_it_hangs_from() -> None:
     for seed in range(20):
         photo, alpha = disc()
-        photo[:, :112] = (200, 20, seed)  # a red and a blue half
+        photo[:, :112] = (200, 20, 20)  # a red and a blue half
         photo[:, 112:] = (20, 20, 200)
+        photo[0, 0] = seed
         laid = lay_body(photo, alpha, SIZE_PX, FROM_THE_RIGHT, PLAIN, np.random.default_rng(seed))
         red, green, blue = np.moveaxis(laid.colours[laid.opacity > 0.99], 1, 0)
         pure = np.abs(red - blue) > 2 * (np.minimum(red, blue) - green + 5)

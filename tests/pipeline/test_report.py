@@ -647,6 +647,22 @@ def test_every_measure_is_on_the_page(finished: Path, params: Params, tmp_path: 
     for figure in ("at most 35.0 %", "at most 28.0 %", "32 of 8 pills", "18 of 9 pills"):
         assert figure in text
     assert "9.1 % of the 44 that either accepts" in text
+    assert "recall@1, int8 against float" in text
+    assert "71.0 % against 72.0 %" in text
+
+
+def test_results_of_before_recall_was_compared_are_still_shown(
+    finished: Path, params: Params, tmp_path: Path
+) -> None:
+    artifacts = Path(shutil.copytree(finished, tmp_path / "artifacts"))
+    path = artifacts / "evaluate" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    parity = metrics["test"]["rendered"]["parity"]
+    del parity["recall_at_1_int8"], parity["recall_at_1_float"]
+    path.write_text(json.dumps(metrics))
+    text = _parse(_texts(params, artifacts, tmp_path)[0]).text
+    assert "FNIR, int8 against float" in text
+    assert "recall@1, int8 against float" not in text
 
 
 def test_names_and_facts_cannot_reorder_their_neighbours(

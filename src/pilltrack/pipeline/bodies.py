@@ -4,10 +4,11 @@ A studio photo shows a pill from straight above, and its light is part of the pi
 that knows a pill by one such photo learns that light with it; a phone sees the pill lit otherwise,
 and thick tablets from the side. So here the photo is only the colour of a body's top:
 
-    shape drawn -> slant -> placed -> studio's light off -> lit -> drawn out down to its foot
+    shape guessed -> slant -> placed -> studio's light off -> lit -> drawn out down to its foot
 
-The shape and the polish are a guess: domed, flat with a bevel, or round like a capsule, matt or
-shiny. They follow from the photo alone, since a pill keeps them from capture to capture.
+Shape and polish are a guess: domed, flat with a bevel, or round like a capsule, matt or shiny. They
+follow from the photo's pixels alone, since a pill keeps them from capture to capture. Another photo
+of the pill, of its other side too, has its own.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ _RINGS = 8  # of equal depth inside the outline, on which the studio's light is 
 _GLOSS = {0.0: 0.3, 0.08: 0.3, 0.25: 0.25, 0.6: 0.15}  # how strong: how often
 
 
-class _Shape(NamedTuple):
-    """How a body rises from its outline to its top, in halves of its width, and how it shines."""
+class _Guess(NamedTuple):
+    """What the photo does not show: how a body rises from its outline, and how it shines."""
 
     kind: Literal["round", "domed", "flat"]
-    rise: float
+    rise: float  # from its outline to its top, in halves of its width
     bevel: float  # of flat ones: how far inside the outline it ends
     thickness: float  # of the side below, of round ones of all, in widths
     gloss: float  # 0 matt
@@ -69,9 +70,20 @@ def lay_body(
     `settings.clip` says how far out of the frame it may be, `perspective` how far its corners
     move beside the slant, `light` how much brighter than in the studio it may be.
     """
+    return _laid_as(_guess(photo, alpha), photo, alpha, size_px, light, settings, rng)
+
+
+def _laid_as(
+    shape: _Guess,
+    photo: Photo,
+    alpha: Photo,
+    size_px: int,
+    light: Light,
+    settings: CaptureParams,
+    rng: np.random.Generator,
+) -> Laid:
     slant = _STEEPEST * rng.uniform(0, 1) ** 1.5
-    outline, length, width = _outline(alpha)
-    shape = _shape_of(photo, length > _LONG * width)
+    outline, _, width = _outline(alpha)
     thickness = shape.thickness_seen(slant) * width
     view = _view(outline, size_px, slant, thickness, settings, rng)
     top, opacity = warped(photo, alpha, view.homography, view.scale, size_px)
@@ -118,19 +130,21 @@ def _outline(alpha: Photo) -> tuple[NDArray[np.float64], float, float]:
     return outline + 0.5, float(sides[1]) + 1, float(sides[0]) + 1
 
 
-def _shape_of(photo: Photo, is_long: bool) -> _Shape:
-    """The shape guessed for a photo: always the same for the same pixels."""
+def _guess(photo: Photo, alpha: Photo) -> _Guess:
+    """Always the same for the same pixels."""
     rng = np.random.default_rng(zlib.crc32(photo.tobytes()))
+    _, length, width = _outline(alpha)
     kind, thickness, bevel = rng.random(), rng.uniform(0.2, 0.6), rng.uniform(0.1, 0.3)
-    polish = (rng.choice(list(_GLOSS), p=list(_GLOSS.values())), rng.uniform(10, 90))
-    if is_long and kind < 0.6:
-        return _Shape("round", rng.uniform(0.7, 1), bevel, 1.0, *polish)
+    gloss = float(rng.choice(list(_GLOSS), p=list(_GLOSS.values())))
+    sharpness = rng.uniform(10, 90)
+    if length > _LONG * width and kind < 0.6:
+        return _Guess("round", rng.uniform(0.7, 1), bevel, 1.0, gloss, sharpness)
     if kind < 0.75:
-        return _Shape("domed", rng.uniform(0.1, 0.5), bevel, thickness, *polish)
-    return _Shape("flat", rng.uniform(0.05, 0.15), bevel, thickness, *polish)
+        return _Guess("domed", rng.uniform(0.1, 0.5), bevel, thickness, gloss, sharpness)
+    return _Guess("flat", rng.uniform(0.05, 0.15), bevel, thickness, gloss, sharpness)
 
 
-def _height(depth: Field, shape: _Shape) -> Field:
+def _height(depth: Field, shape: _Guess) -> Field:
     """The height map (S, S) of a shape, in halves of its width, from its `depth`, 0 to 1."""
     if shape.kind == "round":
         profile = np.sqrt(np.maximum(0, 1 - (1 - depth) ** 2))
@@ -237,12 +251,15 @@ def _light_anew(
     top: Field,
     opacity: Field,
     height_px: Field,
-    shape: _Shape,
+    shape: _Guess,
     light: Light,
     eye: tuple[float, float, float],
     share: float,
 ) -> None:
-    """The scene's light on a premultiplied top (S, S, 3), in place; `share` of it, 0 to 1."""
+    """The scene's light on a premultiplied top (S, S, 3), in place.
+
+    `share`, 0 to 1: how much of the light's shading the top takes on.
+    """
     diffuse, mirror = lit_relief(height_px, opacity, light, shape.sharpness, eye)
     top *= (1 + np.float32(share) * (diffuse - 1))[..., None]
     top += (mirror * np.float32(255 * shape.gloss) * opacity)[..., None]

@@ -109,9 +109,8 @@ def simulate_capture(
     `colour_cast` white balance; `blur_px` defocus or motion, and lost resolution; `noise`,
     `jpeg_quality` the sensor and the file; `clip` how far out of the frame; `distant` how often
     the pill is far away, and its crop 28 to 128 pixels wide; `body` how often it is a body seen
-    at a slant of up to 58 degrees, with the studio's light taken off (see `bodies`): with a light,
-    slant and side of its own, whatever `light` and `perspective` say. The in-plane rotation is
-    always drawn from the full circle.
+    at a slant of up to 58 degrees, with the studio's light taken off (see `bodies`), whatever
+    `light` and `perspective` say. The in-plane rotation is always drawn from the full circle.
 
     >>> settings = CaptureParams(
     ...     background_share=0, scale=(0.8, 0.8), perspective=0, shadow=0, light=0,

@@ -117,7 +117,8 @@ class Parity(_Part):
     fpir_float: Share
     fnir_int8: Share
     fnir_float: Share
-    recall_at_1_int8: Share | None = None  # older results lack it
+    # Older results lack these two.
+    recall_at_1_int8: Share | None = None
     recall_at_1_float: Share | None = None
 
 
