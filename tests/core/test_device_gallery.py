@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
+import qdrant_edge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -51,6 +55,61 @@ def test_forgetting_leaves_what_the_bundle_brought() -> None:
     assert found.score == pytest.approx(1)
 
 
+def test_the_bundle_alone_answers_as_before_whatever_is_enrolled_here() -> None:
+    probe = unit([0.6, 0.8, 0, 0])
+    with gallery_of({"a": [1, 0, 0, 0], "b": [0, 1, 0, 0]}) as device:
+        before = device.bundled.search(probe, 5)
+        device.enrol([Reference("a", "", "1"), Reference("c", "", "2")], unit(probe[0], probe[0]))
+        assert device.bundled.search(probe, 5) == before
+        assert device.bundled.search(probe, 1) == [before[0][:1]]
+        assert [found.pill for found in device.search(probe, 5)[0]] == ["a", "c", "b"]
+
+
+def test_pills_in_both_cost_a_search_no_second_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(**how: Any) -> qdrant_edge.QueryRequest:
+        limits.append(how["limit"])
+        return real(**how)
+
+    limits: list[int] = []
+    real = qdrant_edge.QueryRequest
+    embeddings = unit(*np.random.default_rng(3).normal(size=(40, 8)))
+    references = [Reference(f"p{n}", "", "1") for n in range(40)]
+    gallery = Gallery.create("s", 8)
+    gallery.enrol(references, embeddings)
+    with DeviceGallery(gallery) as device:
+        device.enrol(references[:-1], embeddings[:-1])
+        monkeypatch.setattr(qdrant_edge, "QueryRequest", ask)
+        [[found]] = device.search(embeddings[:1], 1)
+    assert found.pill == "p0"
+    assert limits == [4, 4]  # one question for each gallery
+
+
+def test_a_change_that_is_refused_or_fails_changes_no_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(points: list[object]) -> object:
+        raise OSError("no space left on device")
+
+    probe, reference = unit([0.6, 0.8, 0, 0]), Reference("a", "", "1")
+    with gallery_of({"a": [1, 0, 0, 0], "b": [0, 1, 0, 0]}) as device:
+        before = device.search(probe, 5)
+        with pytest.raises(ValueError, match="length"):
+            device.enrol([reference], 2 * probe)
+        assert device.search(probe, 5) == before
+        operations = SimpleNamespace(
+            upsert_points=qdrant_edge.UpdateOperation.upsert_points, delete_points=refuse
+        )
+        with monkeypatch.context() as patch:
+            patch.setattr(qdrant_edge, "UpdateOperation", operations)
+            with pytest.raises(OSError, match="no space left"):
+                device.enrol([reference], probe)
+        assert device.search(probe, 5) == before
+        device.enrol([reference], probe)
+        [[found]] = device.search(probe, 1)
+    assert found.pill == "a"
+    assert found.score == pytest.approx(1.0)
+
+
 def test_both_are_held_against_the_bundles_background() -> None:
     with gallery_of({}) as device:
         device.bundled.background = Background(np.eye(1, DIM, dtype=np.float32), ["other"])
@@ -74,12 +133,20 @@ def test_it_answers_as_one_gallery_with_all_references(
     embeddings = unit(*rng.normal(size=(n_bundled + n_local, DIM))) if references else None
     probes = unit(*rng.normal(size=(3, DIM)))
     with Gallery.create("s", DIM) as whole, gallery_of({}) as device:
+        alone = device.bundled.search(probes, 9)
         if embeddings is not None:
             whole.enrol(references, embeddings)
             device.bundled.enrol(references[:n_bundled], embeddings[:n_bundled])
+            alone = device.bundled.search(probes, 9)
             device.enrol(references[n_bundled:], embeddings[n_bundled:])
+            if seed % 2:
+                device.remove("p3")
+                whole.replace("p3", device.references("p3"), device.bundled.embeddings("p3"))
         ours, theirs = device.search(probes, n_pills), whole.search(probes, n_pills)
         for one, other in zip(ours, theirs, strict=True):
+            assert [c.pill for c in one] == [c.pill for c in other]
+            assert [c.score for c in one] == pytest.approx([c.score for c in other], abs=1e-6)
+        for one, other in zip(device.bundled.search(probes, 9), alone, strict=True):
             assert [c.pill for c in one] == [c.pill for c in other]
             assert [c.score for c in one] == pytest.approx([c.score for c in other], abs=1e-6)
         assert (device.pills(), device.references()) == (whole.pills(), whole.references())

@@ -1,14 +1,15 @@
 """What a device searches: the bundle's pills and those enrolled on it, as one gallery.
 
-Two shards. The bundle's never changes; the device's own grows and shrinks while it is searched,
-and is filled from `core.local` whenever a bundle is opened. A pill that is in both is one pill:
-the device's shard holds its looks, made of the references of both, and the bundle's is not asked
-for it.
+Two galleries. The bundle's keeps its references; the device's own grows and shrinks while it is
+searched, and is filled from `core.local` whenever a bundle is opened. A pill that is in both is one
+pill: the device's gallery has its looks, made of the references of both, and the bundle's sets it
+aside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilltrack.core.background import Background
-from pilltrack.core.gallery import Candidate, Gallery, Reference, held_against
+from pilltrack.core.gallery import Candidate, Gallery, Reference, best_of, held_against
 
 
 class DeviceGallery:
@@ -46,24 +47,27 @@ class DeviceGallery:
 
     def enrol(self, references: Sequence[Reference], embeddings: NDArray[np.float32]) -> None:
         """Enrol on the device; as `Gallery.enrol`."""
-        self.local.enrol(references, embeddings)
+        with self._changing({reference.pill for reference in references}):
+            self.local.enrol(references, embeddings)
 
     def replace(
         self, pill: str, references: Sequence[Reference], embeddings: NDArray[np.float32]
     ) -> None:
         """Replace what the device enrolled of a pill; as `Gallery.replace`."""
-        self.local.replace(pill, references, embeddings)
+        with self._changing({pill}):
+            self.local.replace(pill, references, embeddings)
 
     def remove(self, pill: str) -> int:
         """Remove what the device enrolled of a pill; the bundle's references stay."""
-        return self.local.remove(pill)
+        with self._changing({pill}):
+            return self.local.remove(pill)
 
     def search(self, embeddings: NDArray[np.float32], n_pills: int) -> list[list[Candidate]]:
         """Find the `n_pills` most similar distinct pills of both; as `Gallery.search`."""
         with self.local.lock:  # no pill may be in both answers, or in none
-            ours = self.bundled.nearest(embeddings, n_pills, hidden=self.local)
-            theirs = self.local.nearest(embeddings, n_pills)
-        found = [_merged(*lists, n_pills) for lists in zip(ours, theirs, strict=True)]
+            bundled = self.bundled.nearest_but_aside(embeddings, n_pills)
+            local = self.local.nearest(embeddings, n_pills)
+        found = [best_of(*lists, n_pills) for lists in zip(bundled, local, strict=True)]
         return held_against(self.background, embeddings, found)
 
     def pills(self) -> list[str]:
@@ -88,6 +92,16 @@ class DeviceGallery:
         self.bundled.close()
         self.local.close()
 
+    @contextmanager
+    def _changing(self, pills: set[str]) -> Iterator[None]:
+        """A change of these pills of the device, during and after which none is found twice."""
+        with self.local.lock:
+            self.bundled.set_aside({*self.local.pills(), *pills})
+            try:
+                yield
+            finally:
+                self.bundled.set_aside(self.local.pills())
+
     def __len__(self) -> int:
         return len(self.bundled) + len(self.local)
 
@@ -101,17 +115,3 @@ class DeviceGallery:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _merged(
-    ours: Sequence[Candidate], theirs: Sequence[Candidate], n_pills: int
-) -> list[Candidate]:
-    """The best of two ranked lists; ties in order of name.
-
-    >>> some = [Candidate("a", 0.9), Candidate("c", 0.5)]
-    >>> other = [Candidate("b", 0.5)]
-    >>> [candidate.pill for candidate in _merged(some, other, 2)]
-    ['a', 'b']
-    """
-    ranked = sorted([*ours, *theirs], key=lambda found: (-found.score, found.pill))
-    return ranked[:n_pills]

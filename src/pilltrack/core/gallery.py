@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 import tempfile
 import threading
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from itertools import islice
 from pathlib import Path
@@ -95,6 +95,7 @@ class Gallery:
         self._beside = beside
         self._background = no_background(dim)
         self._enrolled: dict[str, list[_Enrolled]] = {}  # by pill, in order
+        self._aside: set[str] = set()  # pills whose looks are not in the shard
         self._n_references = 0
         self._pill_of: dict[int, str] = {}  # by point id of a look
         self._looks_of: dict[str, list[int]] = {}  # point ids by pill
@@ -204,17 +205,31 @@ class Gallery:
         """
         return held_against(self.background, embeddings, self.nearest(embeddings, n_pills))
 
-    def nearest(
-        self, embeddings: NDArray[np.float32], n_pills: int, hidden: Container[str] = ()
-    ) -> list[list[Candidate]]:
-        """What `search` finds before the background is taken off: scores are cosines.
+    def nearest(self, embeddings: NDArray[np.float32], n_pills: int) -> list[list[Candidate]]:
+        """What `search` finds before the background is taken off: scores are cosines."""
+        with self.lock:
+            found = self.nearest_but_aside(embeddings, n_pills)
+            aside = self._best_aside(embeddings)
+        return [best_of(*lists, n_pills) for lists in zip(found, aside, strict=True)]
 
-        Pills that are `hidden` are as if not enrolled.
-        """
+    def nearest_but_aside(
+        self, embeddings: NDArray[np.float32], n_pills: int
+    ) -> list[list[Candidate]]:
+        """As `nearest`, as if the pills that were set aside were not enrolled."""
         _check_embeddings(embeddings, self.dim)
         if n_pills < 1:
             raise ValueError(f"n_pills is {n_pills}; expected at least 1")
-        return [self._nearest_pills(probe.tolist(), n_pills, hidden) for probe in embeddings]
+        return [self._nearest_pills(probe.tolist(), n_pills) for probe in embeddings]
+
+    def set_aside(self, pills: Collection[str]) -> None:
+        """Set aside these pills, and none but these.
+
+        They stay enrolled and `search` finds them, slowly; for whom `nearest_but_aside` is fast.
+        """
+        with self.lock:
+            wanted = self._enrolled.keys() & set(pills)
+            changed = {pill: self._enrolled[pill] for pill in sorted(wanted ^ self._aside)}
+            self._put(changed, aside=wanted)
 
     def pills(self) -> list[str]:
         """List the enrolled pills, sorted."""
@@ -305,13 +320,19 @@ class Gallery:
     ) -> None:
         self.close()
 
-    def _put(self, changes: Mapping[str, Sequence[_Enrolled]]) -> None:
-        """Give each of these pills these references instead of its own: all or none."""
+    def _put(
+        self, changes: Mapping[str, Sequence[_Enrolled]], aside: Collection[str] | None = None
+    ) -> None:
+        """Give each of these pills these references instead of its own: all or none.
+
+        `aside`: what is set aside from now on; the changes name all that were or will be.
+        """
+        aside = self._aside if aside is None else aside
         ordered = {pill: _sorted(kept) for pill, kept in changes.items()}
         looks = [
             (pill, look)
             for pill, kept in ordered.items()
-            if kept
+            if kept and pill not in aside
             for look in _looks(self._with_others(pill, kept))
         ]
         new = dict(enumerate(looks, start=self._next_id))
@@ -325,7 +346,7 @@ class Gallery:
             self._shard.update(qdrant_edge.UpdateOperation.delete_points([*new]))
             for pill in ordered:
                 before = self._enrolled.get(pill)
-                if before:
+                if before and pill not in self._aside:
                     looks_before = _looks(self._with_others(pill, before))
                     self._upsert(zip(self._looks_of[pill], looks_before, strict=True))
             raise
@@ -340,6 +361,7 @@ class Gallery:
             self._n_references += len(kept) - len(self._enrolled.pop(pill, []))
             if kept:
                 self._enrolled[pill] = kept
+        self._aside = {pill for pill in aside if pill in self._enrolled}
 
     def _upsert(self, looks: Iterable[tuple[int, NDArray[np.float32]]]) -> None:
         points = (
@@ -353,9 +375,17 @@ class Gallery:
         """These references of a pill, and those of the gallery beside."""
         return kept if self._beside is None else _sorted([*kept, *self._beside._in_order(pill)])
 
-    def _nearest_pills(
-        self, embedding: list[float], n_pills: int, hidden: Container[str]
-    ) -> list[Candidate]:
+    def _best_aside(self, embeddings: NDArray[np.float32]) -> list[list[Candidate]]:
+        """What was set aside, for each probe (N, D): all of it, in no order."""
+        found: list[list[Candidate]] = [[] for _ in embeddings]
+        for pill in self._aside:
+            looks = _looks(self._with_others(pill, self._enrolled[pill]))
+            scores = (embeddings @ looks.T).max(axis=1).clip(-1, 1)
+            for candidates, score in zip(found, scores.tolist(), strict=True):
+                candidates.append(Candidate(pill, score))
+        return found
+
+    def _nearest_pills(self, embedding: list[float], n_pills: int) -> list[Candidate]:
         with self.lock:
             # Enough where the nearest pills have no more looks than others; else it doubles.
             usual = math.ceil(len(self._pill_of) / max(len(self._looks_of), 1))
@@ -374,7 +404,7 @@ class Gallery:
                 for hit in hits:  # best first
                     score = max(-1.0, min(1.0, hit.score))
                     pill = self._pill_of.get(_int_id(hit.id))
-                    if pill is not None and pill not in hidden:
+                    if pill is not None:
                         best.setdefault(pill, score)
                 ranked = sorted(best.items(), key=lambda item: (-item[1], item[0]))
                 # An unseen look scores at most `score`; one that ties with the last place could
@@ -404,6 +434,16 @@ def _looks(kept: Sequence[_Enrolled]) -> NDArray[np.float32]:
 
 def _sorted(kept: Sequence[_Enrolled]) -> list[_Enrolled]:
     return sorted(kept, key=lambda one: one[0])
+
+
+def best_of(some: Iterable[Candidate], more: Iterable[Candidate], n: int) -> list[Candidate]:
+    """The `n` best of two lists, best first, equal scores in order of pill name.
+
+    >>> some = [Candidate("a", 0.9), Candidate("c", 0.5)]
+    >>> [candidate.pill for candidate in best_of(some, [Candidate("b", 0.5)], 2)]
+    ['a', 'b']
+    """
+    return sorted([*some, *more], key=lambda found: (-found.score, found.pill))[:n]
 
 
 def held_against(
