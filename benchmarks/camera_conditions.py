@@ -4,8 +4,9 @@
         artifacts/distill/student.safetensors --split validation
 
 Every pill that is not a stranger is enrolled with one studio photo for each side; each photo
-of a new pill of the split, and of a stranger, is captured once under each camera. `counter` is
+of a new pill of the split, and of a stranger, is captured under each camera. `counter` is
 `capture` of params.yaml, all pills near and flat; the other cameras change what their name says.
+Another draw of captures moves recall by three points, so compare models in one run, by several.
 Models are chosen by the average on validation pills, never by one camera or by test pills. Scores
 are plain cosines: a background belongs to a bundle.
 """
@@ -14,10 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pilltrack.core.embedder import Embedder, open_embedder
 from pilltrack.core.enrol import embed_references
@@ -25,7 +28,7 @@ from pilltrack.core.image import read_image
 from pilltrack.core.metrics import auroc, fnir_at_fpir
 from pilltrack.pipeline.cohorts import cohort_of
 from pilltrack.pipeline.params import CaptureParams, load_params
-from pilltrack.pipeline.protocol import Outcomes, search, single_views, two_sided
+from pilltrack.pipeline.protocol import search, single_views, two_sided
 from pilltrack.pipeline.shots import BATCH, Shot, embed_shots
 from pilltrack.pipeline.table import ImageRow, load_images
 from pilltrack.pipeline.torch_embedder import open_torch_embedder
@@ -42,6 +45,7 @@ CAMERAS: dict[str, dict[str, Any]] = {
     "far and tilted": {"scale": (0.4, 0.65), "perspective": 0.14, "clip": 0.15},
     "bodies": {"body": 1.0},
 }  # fmt: skip
+Embeddings = NDArray[np.float32]
 FIGURES = ("recall_at_1", "recall_at_1_two_sided", "auroc", "fnir_at_fpir_5")
 
 
@@ -52,66 +56,57 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--prepared", type=Path, default=Path("artifacts/prepare"))
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    parser.add_argument("--draws", type=int, default=1, help="captures of each photo (1)")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     rows = load_images(arguments.prepared)
-    capture = load_params(arguments.params).capture
-    found = {
-        str(model): under_all_cameras(
-            _open(model), rows, arguments.prepared, arguments.split, capture
-        )
-        for model in arguments.models
-    }
+    figures = under_cameras(
+        [_open(model) for model in arguments.models],
+        rows,
+        arguments.prepared,
+        arguments.split,
+        load_params(arguments.params).capture,
+        CAMERAS,
+        arguments.draws,
+    )
+    found = dict(zip(map(str, arguments.models), figures, strict=True))
     print(json.dumps(found, indent=1) if arguments.json else as_table(found))
 
 
-def under_all_cameras(
-    embedder: Embedder, rows: list[ImageRow], prepared: Path, split: str, capture: CaptureParams
-) -> dict[str, dict[str, float]]:
-    """FIGURES for each camera, and their mean."""
-    found = {
-        name: under_camera(embedder, rows, prepared, split, capture, changes)
-        for name, changes in CAMERAS.items()
-    }
-    found["mean"] = {
-        figure: float(np.mean([of_camera[figure] for of_camera in found.values()]))
-        for figure in FIGURES
-    }
-    return found
-
-
-def under_camera(
-    embedder: Embedder,
+def under_cameras(
+    embedders: Sequence[Embedder],
     rows: list[ImageRow],
     prepared: Path,
     split: str,
     capture: CaptureParams,
-    changes: dict[str, Any],
-) -> dict[str, float]:
-    """FIGURES for captures by one camera."""
+    cameras: dict[str, dict[str, Any]],
+    draws: int = 1,
+) -> list[dict[str, dict[str, float]]]:
+    """FIGURES for each camera, and their mean, of each embedder; all see the same captures."""
     enrolled = [row for row in rows if row.role != "stranger"]
-    references = embedded_references(embedder, enrolled, prepared)
     pills = [row.pill for row in enrolled]
+    references = [embedded_references(embedder, enrolled, prepared) for embedder in embedders]
     shots = [
-        Shot(row, seed)
-        for seed, row in enumerate(rows)
+        Shot(row, draw * len(rows) + place)
+        for draw in range(draws)
+        for place, row in enumerate(rows)
         if row.split == split and cohort_of(row) in ("new", "strangers")
     ]
-    camera = capture.model_copy(update={"distant": 0.0, "body": 0.0, **changes})
-    (embeddings,) = embed_shots([embedder], shots, prepared, camera, "captures")
-    mated = [n for n, shot in enumerate(shots) if shot.row.role != "stranger"]
-    odd = [n for n, shot in enumerate(shots) if shot.row.role == "stranger"]
-    shown = [shots[n].row.pill for n in mated]
-    outcomes = search(references, pills, single_views(embeddings[mated], shown))
-    strangers = search(
-        references, pills, single_views(embeddings[odd], [shots[n].row.pill for n in odd])
-    )
-    pairs = two_sided(embeddings[mated], shown, [shots[n].row.side for n in mated])
-    both = None if pairs is None else search(references, pills, pairs)
-    return _figures(outcomes, strangers, both)
+    found: list[dict[str, dict[str, float]]] = [{} for _ in embedders]
+    for name, changes in cameras.items():
+        camera = capture.model_copy(update={"distant": 0.0, "body": 0.0, **changes})
+        embedded = embed_shots(embedders, shots, prepared, camera, name)
+        for figures, known, embeddings in zip(found, references, embedded, strict=True):
+            figures[name] = _figures(known, pills, shots, embeddings)
+    for figures in found:
+        figures["mean"] = {
+            figure: float(np.mean([of_camera[figure] for of_camera in figures.values()]))
+            for figure in FIGURES
+        }
+    return found
 
 
-def embedded_references(embedder: Embedder, rows: list[ImageRow], prepared: Path) -> Any:
+def embedded_references(embedder: Embedder, rows: list[ImageRow], prepared: Path) -> Embeddings:
     """Embeddings (N, D) to enrol the photos with."""
     batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
     return np.concatenate(
@@ -136,13 +131,24 @@ def as_table(found: dict[str, dict[str, dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
-def _figures(mated: Outcomes, strangers: Outcomes, both: Outcomes | None) -> dict[str, float]:
-    hits = np.array(mated.rank) == 1
+def _figures(
+    references: Embeddings, pills: list[str], shots: list[Shot], embeddings: Embeddings
+) -> dict[str, float]:
+    """FIGURES of embedded shots among embedded references."""
+    mated = np.array([shot.row.role != "stranger" for shot in shots])
+    shown = [shot.row.pill for shot in shots if shot.row.role != "stranger"]
+    sides = [shot.row.side for shot in shots if shot.row.role != "stranger"]
+    odd = [shot.row.pill for shot in shots if shot.row.role == "stranger"]
+    found = search(references, pills, single_views(embeddings[mated], shown))
+    strangers = search(references, pills, single_views(embeddings[~mated], odd))
+    pairs = two_sided(embeddings[mated], shown, sides)
+    both = None if pairs is None else search(references, pills, pairs)
+    hits = np.array(found.rank) == 1
     return {
         "recall_at_1": float(hits.mean()),
         "recall_at_1_two_sided": float((both.rank == 1).mean()) if both else float("nan"),
-        "auroc": auroc(mated.best, strangers.best),
-        "fnir_at_fpir_5": fnir_at_fpir(mated.best, hits, strangers.best, 0.05)[0],
+        "auroc": auroc(found.best, strangers.best),
+        "fnir_at_fpir_5": fnir_at_fpir(found.best, hits, strangers.best, 0.05)[0],
     }
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from camera_conditions import CAMERAS, under_camera
+from camera_conditions import CAMERAS, under_cameras
 
 from pilltrack.pipeline import distill, train
 from pilltrack.pipeline.params import Params, load_params
@@ -83,11 +83,15 @@ def recall_of_student(kind: str, seed: int, params: Params, arguments: argparse.
         else:
             train.main(trained, artifacts)
             student = artifacts / "train" / "teacher.safetensors"
-        embedder = open_torch_embedder(student)
-        found = under_camera(
-            embedder, rows, arguments.prepared, "validation", params.capture, CAMERAS["counter"]
+        [found] = under_cameras(
+            [open_torch_embedder(student)],
+            rows,
+            arguments.prepared,
+            "validation",
+            params.capture,
+            {"counter": CAMERAS["counter"]},
         )
-        return found["recall_at_1"]
+        return found["counter"]["recall_at_1"]
 
 
 def link_prepared(prepared: Path, to: Path, pills: int | None) -> list[ImageRow]:

@@ -16,6 +16,7 @@ import argparse
 import json
 import sys
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,6 +65,13 @@ class Captures(NamedTuple):
     strangers: list[Capture]
 
 
+class _Opened(NamedTuple):
+    """What is measured of a bundle."""
+
+    embedder: Embedder
+    background: Background
+
+
 def main() -> None:
     """Print a Markdown table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -75,28 +83,21 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = [row for row in load_images(arguments.prepared) if row.split == arguments.split]
     capture = load_params(arguments.params).capture
+    opened = [_open(bundle, rows) for bundle in arguments.bundles]
+    captures = photograph([one.embedder for one in opened], rows, arguments.prepared, capture)
     found = {
-        str(bundle): measure(bundle, rows, arguments.prepared, capture)
-        for bundle in arguments.bundles
+        str(bundle): measure(taken, one.background)
+        for bundle, one, taken in zip(arguments.bundles, opened, captures, strict=True)
     }
     print(json.dumps(found, indent=1) if arguments.json else as_table(found))
 
 
-def measure(
-    bundle: Path, rows: list[ImageRow], prepared: Path, capture: CaptureParams
-) -> dict[str, dict[str, float]]:
+def measure(captures: Captures, background: Background) -> dict[str, dict[str, float]]:
     """FIGURES for galleries of each size; the keys are the sizes."""
-    embedder = open_embedder(bundle / read_bundle(bundle).model.file, threads=2)
-    background = read_background(bundle / GALLERY_FILE, embedder.dim)
-    if set(background.pills) & {row.pill for row in rows}:
-        sys.exit(
-            f"{bundle}: trained on pills of this split; measure it on the pills it was split by"
-        )
-    captures = photograph(embedder, rows, prepared, capture)
     names = sorted({reference.pill for reference in captures.references})
     if not names or not captures.strangers:
         found = f"{len(names)} new pills and {len(captures.strangers)} captures of strangers"
-        sys.exit(f"{prepared}: {found} in this split; expected some of both")
+        sys.exit(f"{found} in this split; expected some of both")
     rng = np.random.default_rng(SEED)
     report = {}
     sizes = {size: draws for size, draws in DRAWS.items() if size < len(names)}
@@ -108,30 +109,43 @@ def measure(
 
 
 def photograph(
-    embedder: Embedder, rows: list[ImageRow], prepared: Path, capture: CaptureParams
-) -> Captures:
-    """Photograph and embed all pills of `rows`: the same captures for every model."""
+    embedders: Sequence[Embedder], rows: list[ImageRow], prepared: Path, capture: CaptureParams
+) -> list[Captures]:
+    """Photograph all pills of `rows` and embed the same captures by each embedder."""
     photos: dict[str, dict[str, ImageRow]] = {}
     for row in rows:
         photos.setdefault(row.pill, {}).setdefault(row.side, row)
     cameras = [capture.model_copy(update=changes) for changes in CAMERAS.values()]
-    found = Captures([], [], [])
+    found = [Captures([], [], []) for _ in embedders]
     for pill, sides in sorted(photos.items()):
         studio = {side: read_image(prepared / sides[side].image) for side in sides}
         front, *others = sorted(studio, reverse=True)  # front before back
         cohort = cohort_of(sides[front])
-        probes = {"new": found.probes, "strangers": found.strangers}[cohort]
         seed = zlib.crc32(pill.encode())
         for number in range(len(cameras)):
             camera = cameras[(number + seed) % len(cameras)]
             if cohort == "new":
                 side = front if number < OF_FRONT or not others else others[0]
                 view = captured(studio[side], CAPTURE_PX, camera, seed + number)
-                found.references.append(Capture(pill, side, embed_references(embedder, [view])[0]))
+                for embedder, taken in zip(embedders, found, strict=True):
+                    [embedding] = embed_references(embedder, [view])
+                    taken.references.append(Capture(pill, side, embedding))
             for place, side in enumerate([front, *others], 1):
                 view = captured(studio[side], CAPTURE_PX, camera, seed + 100 * place + number)
-                probes.append(Capture(pill, side, embedder.embed([view])[0]))
+                for embedder, taken in zip(embedders, found, strict=True):
+                    probes = {"new": taken.probes, "strangers": taken.strangers}[cohort]
+                    probes.append(Capture(pill, side, embedder.embed([view])[0]))
     return found
+
+
+def _open(bundle: Path, rows: list[ImageRow]) -> _Opened:
+    embedder = open_embedder(bundle / read_bundle(bundle).model.file, threads=2)
+    background = read_background(bundle / GALLERY_FILE, embedder.dim)
+    if set(background.pills) & {row.pill for row in rows}:
+        sys.exit(
+            f"{bundle}: trained on pills of this split; measure it on the pills it was split by"
+        )
+    return _Opened(embedder, background)
 
 
 def _figures(captures: Captures, pills: set[str], background: Background) -> list[float]:
