@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -58,10 +58,10 @@ def test_forgetting_leaves_what_the_bundle_brought() -> None:
 def test_the_bundle_alone_answers_as_before_whatever_is_enrolled_here() -> None:
     probe = unit([0.6, 0.8, 0, 0])
     with gallery_of({"a": [1, 0, 0, 0], "b": [0, 1, 0, 0]}) as device:
-        before = device.bundled.search(probe, 5)
+        before = device.search(probe, 5)
         device.enrol([Reference("a", "", "1"), Reference("c", "", "2")], unit(probe[0], probe[0]))
-        assert device.bundled.search(probe, 5) == before
-        assert device.bundled.search(probe, 1) == [before[0][:1]]
+        with device.bundle_alone() as bundled:
+            assert bundled.search(probe, 5) == before
         assert [found.pill for found in device.search(probe, 5)[0]] == ["a", "c", "b"]
 
 
@@ -81,33 +81,55 @@ def test_pills_in_both_cost_a_search_no_second_question(monkeypatch: pytest.Monk
         monkeypatch.setattr(qdrant_edge, "QueryRequest", ask)
         [[found]] = device.search(embeddings[:1], 1)
     assert found.pill == "p0"
-    assert limits == [4, 4]  # one question for each gallery
+    assert limits == [4]
 
 
-def test_a_change_that_is_refused_or_fails_changes_no_answer(
+@pytest.mark.parametrize("n_good", [0, 1])  # updates: what is new goes in, what was before out
+@pytest.mark.parametrize("half_done", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda device, row: device.enrol([Reference("a", "", "2")], row),
+        lambda device, row: device.replace("a", [Reference("a", "", "2")], row),
+        lambda device, row: device.remove("a"),
+    ],
+)
+def test_a_change_that_fails_half_way_changes_no_answer(
     monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[DeviceGallery, NDArray[np.float32]], object],
+    half_done: bool,
+    n_good: int,
 ) -> None:
-    def refuse(points: list[object]) -> object:
-        raise OSError("no space left on device")
-
-    probe, reference = unit([0.6, 0.8, 0, 0]), Reference("a", "", "1")
+    probe = unit([0.6, 0.8, 0, 0])
     with gallery_of({"a": [1, 0, 0, 0], "b": [0, 1, 0, 0]}) as device:
-        before = device.search(probe, 5)
-        with pytest.raises(ValueError, match="length"):
-            device.enrol([reference], 2 * probe)
-        assert device.search(probe, 5) == before
-        operations = SimpleNamespace(
-            upsert_points=qdrant_edge.UpdateOperation.upsert_points, delete_points=refuse
-        )
+        rows = unit(probe[0], [0, 0, 1, 0])
+        device.enrol([Reference("a", "", "1"), Reference("c", "", "1")], rows)
+        before = device.search(probe, 5), device.references()
         with monkeypatch.context() as patch:
-            patch.setattr(qdrant_edge, "UpdateOperation", operations)
+            index = device.bundled._index
+            patch.setattr(index, "_shard", _FailsOnce(index._shard, n_good, half_done))
             with pytest.raises(OSError, match="no space left"):
-                device.enrol([reference], probe)
-        assert device.search(probe, 5) == before
-        device.enrol([reference], probe)
-        [[found]] = device.search(probe, 1)
-    assert found.pill == "a"
-    assert found.score == pytest.approx(1.0)
+                change(device, -probe)
+        assert (device.search(probe, 5), device.references()) == before
+        assert device.remove("a") == 1
+        assert [found.pill for found in device.search(probe, 5)[0]] == ["b", "a", "c"]
+
+
+class _FailsOnce:
+    """A shard whose update number `n_good` fails, `half_done`: after it was done."""
+
+    def __init__(self, shard: qdrant_edge.EdgeShard, n_good: int, half_done: bool) -> None:
+        self._shard, self._n_good, self._half_done = shard, n_good, half_done
+
+    def update(self, operation: qdrant_edge.UpdateOperation) -> None:
+        self._n_good -= 1
+        if self._n_good != -1 or self._half_done:
+            self._shard.update(operation)
+        if self._n_good == -1:
+            raise OSError("no space left on device")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._shard, name)
 
 
 def test_both_are_held_against_the_bundles_background() -> None:
@@ -146,9 +168,8 @@ def test_it_answers_as_one_gallery_with_all_references(
         for one, other in zip(ours, theirs, strict=True):
             assert [c.pill for c in one] == [c.pill for c in other]
             assert [c.score for c in one] == pytest.approx([c.score for c in other], abs=1e-6)
-        for one, other in zip(device.bundled.search(probes, 9), alone, strict=True):
-            assert [c.pill for c in one] == [c.pill for c in other]
-            assert [c.score for c in one] == pytest.approx([c.score for c in other], abs=1e-6)
+        with device.bundle_alone() as bundled:
+            assert bundled.search(probes, 9) == alone
         assert (device.pills(), device.references()) == (whole.pills(), whole.references())
         assert device.references("p3") == whole.references("p3")
 

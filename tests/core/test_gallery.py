@@ -292,7 +292,7 @@ def test_shard_that_fails_half_way_enrols_none(
         upsert_points=refuse_the_last_chunk,
         delete_points=qdrant_edge.UpdateOperation.delete_points,
     )
-    monkeypatch.setattr("pilltrack.core.gallery.ENROL_CHUNK", 10)
+    monkeypatch.setattr("pilltrack.core.look_index.CHUNK", 10)
     monkeypatch.setattr(qdrant_edge, "UpdateOperation", operations)
     with pytest.raises(OSError, match="no space left"):
         gallery.enrol(

@@ -1,9 +1,8 @@
 """What a device searches: the bundle's pills and those enrolled on it, as one gallery.
 
-Two galleries. The bundle's keeps its references; the device's own grows and shrinks while it is
-searched, and is filled from `core.local` whenever a bundle is opened. A pill that is in both is one
-pill: the device's gallery has its looks, made of the references of both, and the bundle's sets it
-aside.
+Two galleries side by side. The bundle's never changes; the device's own grows and shrinks while it
+is searched, and is filled from `core.local` whenever a bundle is opened. A pill that is in both is
+one pill, with looks made of the references of both.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilltrack.core.background import Background
-from pilltrack.core.gallery import Candidate, Gallery, Reference, best_of, held_against
+from pilltrack.core.gallery import Candidate, Gallery, Reference
 
 
 class DeviceGallery:
@@ -47,28 +46,29 @@ class DeviceGallery:
 
     def enrol(self, references: Sequence[Reference], embeddings: NDArray[np.float32]) -> None:
         """Enrol on the device; as `Gallery.enrol`."""
-        with self._changing({reference.pill for reference in references}):
-            self.local.enrol(references, embeddings)
+        self.local.enrol(references, embeddings)
 
     def replace(
         self, pill: str, references: Sequence[Reference], embeddings: NDArray[np.float32]
     ) -> None:
         """Replace what the device enrolled of a pill; as `Gallery.replace`."""
-        with self._changing({pill}):
-            self.local.replace(pill, references, embeddings)
+        self.local.replace(pill, references, embeddings)
 
     def remove(self, pill: str) -> int:
         """Remove what the device enrolled of a pill; the bundle's references stay."""
-        with self._changing({pill}):
-            return self.local.remove(pill)
+        return self.local.remove(pill)
 
     def search(self, embeddings: NDArray[np.float32], n_pills: int) -> list[list[Candidate]]:
         """Find the `n_pills` most similar distinct pills of both; as `Gallery.search`."""
-        with self.local.lock:  # no pill may be in both answers, or in none
-            bundled = self.bundled.nearest_but_aside(embeddings, n_pills)
-            local = self.local.nearest(embeddings, n_pills)
-        found = [best_of(*lists, n_pills) for lists in zip(bundled, local, strict=True)]
-        return held_against(self.background, embeddings, found)
+        return self.bundled.search(embeddings, n_pills)
+
+    @contextmanager
+    def bundle_alone(self) -> Iterator[Gallery]:
+        """A copy of the bundle's gallery, to be searched without what was enrolled here."""
+        with Gallery.create(self.space, self.dim) as gallery:
+            gallery.background = self.background
+            gallery.enrol(self.bundled.references(), self.bundled.embeddings())
+            yield gallery
 
     def pills(self) -> list[str]:
         """List the enrolled pills of both, sorted."""
@@ -88,19 +88,8 @@ class DeviceGallery:
         self.bundled.require_space(space)
 
     def close(self) -> None:
-        """Release both shards. Harmless when repeated."""
+        """Release both. Harmless when repeated."""
         self.bundled.close()
-        self.local.close()
-
-    @contextmanager
-    def _changing(self, pills: set[str]) -> Iterator[None]:
-        """A change of these pills of the device, during and after which none is found twice."""
-        with self.local.lock:
-            self.bundled.set_aside({*self.local.pills(), *pills})
-            try:
-                yield
-            finally:
-                self.bundled.set_aside(self.local.pills())
 
     def __len__(self) -> int:
         return len(self.bundled) + len(self.local)

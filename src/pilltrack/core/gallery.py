@@ -1,10 +1,8 @@
 """The enrolled pills: enrol, remove, search, save.
 
-What a probe is compared with, the pills' looks (`core.looks`), is an in-process Qdrant Edge shard,
-searched exactly (no approximate index). The shard lives in a directory of its own, is built anew
-whenever a gallery is opened and is not meant to be kept; what is kept is one portable safetensors
-file with all embeddings and references, because opening a shard writes to its directory and would
-break the hashes of a bundle.
+A probe is compared with the pills' looks (`core.looks`), which are searched exactly
+(`core.look_index`). What is kept is one portable safetensors file with all embeddings and
+references.
 
     gallery file    safetensors
       tensor        background  (M, D) float16, unit length: see `core.background`
@@ -20,24 +18,20 @@ A gallery may be shared between threads.
 
 from __future__ import annotations
 
-import math
-import tempfile
-import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-import qdrant_edge
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from pilltrack.core.background import Background, no_background
 from pilltrack.core.errors import BundleRejected, SpaceMismatch
+from pilltrack.core.look_index import LookIndex
 from pilltrack.core.looks import looks_of
 from pilltrack.core.tensors import as_json, write_tensors
 
@@ -49,9 +43,6 @@ MAX_NAME_LENGTH = 1024
 UNIT_TOLERANCE = 1e-3
 TENSORS = {"background": "F16", "embeddings": "F32"}
 METADATA = {"format", "space", "background", "references"}
-
-VECTOR_NAME = "embedding"
-ENROL_CHUNK = 1000  # points become Python lists on their way into the shard: bounds memory
 
 
 @dataclass(frozen=True, order=True)
@@ -90,26 +81,17 @@ class Gallery:
             raise ValueError(f"space {space!r}, dim {dim}; expected a name and 1..{MAX_DIM}")
         self.space: str = space
         self.dim: int = dim
-        if beside is not None and (beside.space, beside.dim) != (space, dim):
-            raise ValueError(f"a gallery beside of space {beside.space!r}, dim {beside.dim}")
         self._beside = beside
         self._background = no_background(dim)
         self._enrolled: dict[str, list[_Enrolled]] = {}  # by pill, in order
-        self._aside: set[str] = set()  # pills whose looks are not in the shard
         self._n_references = 0
-        self._pill_of: dict[int, str] = {}  # by point id of a look
-        self._looks_of: dict[str, list[int]] = {}  # point ids by pill
-        self._next_id = 0
-        self.lock = threading.RLock()  # hold it to have nothing change between two calls
-        self._temporary = None
-        if directory is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="pilltrack-gallery-")
-            directory = Path(self._temporary.name)
-        vectors = qdrant_edge.EdgeVectorParams(size=dim, distance=qdrant_edge.Distance.Dot)
-        # No write-ahead log: the shard is rebuilt from the gallery file, never recovered.
-        config = qdrant_edge.EdgeConfig(vectors={VECTOR_NAME: vectors}, wal_enabled=False)
-        directory.mkdir(parents=True, exist_ok=True)
-        self._shard = qdrant_edge.EdgeShard.create(str(directory), config)
+        if beside is None:
+            self._index = LookIndex(dim, directory)
+        elif (beside.space, beside.dim) != (space, dim) or beside._beside is not None:
+            raise ValueError(f"a gallery of space {beside.space!r} and dim {beside.dim} beside")
+        else:
+            self._index, beside._beside = beside._index, self
+        self.lock = self._index.lock  # hold it to have nothing change between two calls
 
     @classmethod
     def create(
@@ -118,8 +100,8 @@ class Gallery:
         """Open an empty gallery for embeddings of length `dim` in `space`.
 
         `directory` holds the shard and must not hold one yet; None means a private temporary
-        directory, removed by `close`. `beside`: a gallery that no longer changes; the looks of a
-        pill that is in both are made of the references of both.
+        directory, removed by `close`. `beside`: a gallery to be searched with this one, from either
+        of them, in its directory; the looks of a pill in both are made of the references of both.
         """
         return cls(space, dim, directory, beside)
 
@@ -203,33 +185,23 @@ class Gallery:
 
         Raises ValueError for another shape or dtype, a value that is not finite, or n_pills < 1.
         """
-        return held_against(self.background, embeddings, self.nearest(embeddings, n_pills))
+        found = self.nearest(embeddings, n_pills)
+        nearest = [candidates[0].pill if candidates else "" for candidates in found]
+        shares = self.background.share(embeddings, nearest)
+        return [
+            [Candidate(candidate.pill, candidate.score - share) for candidate in candidates]
+            for candidates, share in zip(found, shares.tolist(), strict=True)
+        ]
 
     def nearest(self, embeddings: NDArray[np.float32], n_pills: int) -> list[list[Candidate]]:
         """What `search` finds before the background is taken off: scores are cosines."""
-        with self.lock:
-            found = self.nearest_but_aside(embeddings, n_pills)
-            aside = self._best_aside(embeddings)
-        return [best_of(*lists, n_pills) for lists in zip(found, aside, strict=True)]
-
-    def nearest_but_aside(
-        self, embeddings: NDArray[np.float32], n_pills: int
-    ) -> list[list[Candidate]]:
-        """As `nearest`, as if the pills that were set aside were not enrolled."""
         _check_embeddings(embeddings, self.dim)
         if n_pills < 1:
             raise ValueError(f"n_pills is {n_pills}; expected at least 1")
-        return [self._nearest_pills(probe.tolist(), n_pills) for probe in embeddings]
-
-    def set_aside(self, pills: Collection[str]) -> None:
-        """Set aside these pills, and none but these.
-
-        They stay enrolled and `search` finds them, slowly; for whom `nearest_but_aside` is fast.
-        """
-        with self.lock:
-            wanted = self._enrolled.keys() & set(pills)
-            changed = {pill: self._enrolled[pill] for pill in sorted(wanted ^ self._aside)}
-            self._put(changed, aside=wanted)
+        return [
+            [Candidate(pill, score) for pill, score in self._index.nearest(probe, n_pills)]
+            for probe in embeddings
+        ]
 
     def pills(self) -> list[str]:
         """List the enrolled pills, sorted."""
@@ -260,8 +232,7 @@ class Gallery:
         """Return the looks (L, D) that probes are compared with (`core.looks`), and their pills."""
         with self.lock:
             of_pill = {
-                pill: _looks(self._with_others(pill, kept))
-                for pill, kept in sorted(self._enrolled.items())
+                pill: self._looks_of(pill, kept) for pill, kept in sorted(self._enrolled.items())
             }
         names = [pill for pill, looks in of_pill.items() for _ in looks]
         return np.concatenate([np.empty((0, self.dim), np.float32), *of_pill.values()]), names
@@ -295,11 +266,8 @@ class Gallery:
             )
 
     def close(self) -> None:
-        """Release the shard and remove its directory if it is private. Harmless when repeated."""
-        with self.lock:
-            self._shard.close()
-            if self._temporary is not None:
-                self._temporary.cleanup()
+        """Release the index, and remove its directory if it is private. Harmless when repeated."""
+        self._index.close()
 
     def __contains__(self, pill: object) -> bool:
         """Is this pill enrolled?"""
@@ -320,100 +288,21 @@ class Gallery:
     ) -> None:
         self.close()
 
-    def _put(
-        self, changes: Mapping[str, Sequence[_Enrolled]], aside: Collection[str] | None = None
-    ) -> None:
-        """Give each of these pills these references instead of its own: all or none.
-
-        `aside`: what is set aside from now on; the changes name all that were or will be.
-        """
-        aside = self._aside if aside is None else aside
+    def _put(self, changes: Mapping[str, Sequence[_Enrolled]]) -> None:
+        """Give each of these pills these references instead of its own: all or none."""
         ordered = {pill: _sorted(kept) for pill, kept in changes.items()}
-        looks = [
-            (pill, look)
-            for pill, kept in ordered.items()
-            if kept and pill not in aside
-            for look in _looks(self._with_others(pill, kept))
-        ]
-        new = dict(enumerate(looks, start=self._next_id))
-        self._next_id += len(new)
-        old = [point_id for pill in ordered for point_id in self._looks_of.get(pill, [])]
-        try:
-            self._upsert((point_id, look) for point_id, (_, look) in new.items())
-            if old:
-                self._shard.update(qdrant_edge.UpdateOperation.delete_points([*old]))
-        except BaseException:
-            self._shard.update(qdrant_edge.UpdateOperation.delete_points([*new]))
-            for pill in ordered:
-                before = self._enrolled.get(pill)
-                if before and pill not in self._aside:
-                    looks_before = _looks(self._with_others(pill, before))
-                    self._upsert(zip(self._looks_of[pill], looks_before, strict=True))
-            raise
-        for point_id in old:
-            del self._pill_of[point_id]
-        for pill in ordered:
-            self._looks_of.pop(pill, None)
-        for point_id, (pill, _) in new.items():
-            self._pill_of[point_id] = pill
-            self._looks_of.setdefault(pill, []).append(point_id)
+        self._index.put({pill: self._looks_of(pill, kept) for pill, kept in ordered.items()})
         for pill, kept in ordered.items():
             self._n_references += len(kept) - len(self._enrolled.pop(pill, []))
             if kept:
                 self._enrolled[pill] = kept
-        self._aside = {pill for pill in aside if pill in self._enrolled}
 
-    def _upsert(self, looks: Iterable[tuple[int, NDArray[np.float32]]]) -> None:
-        points = (
-            qdrant_edge.Point(point_id, {VECTOR_NAME: look.tolist()}, {})
-            for point_id, look in looks
-        )
-        while chunk := list(islice(points, ENROL_CHUNK)):
-            self._shard.update(qdrant_edge.UpdateOperation.upsert_points(chunk))
-
-    def _with_others(self, pill: str, kept: list[_Enrolled]) -> list[_Enrolled]:
-        """These references of a pill, and those of the gallery beside."""
-        return kept if self._beside is None else _sorted([*kept, *self._beside._in_order(pill)])
-
-    def _best_aside(self, embeddings: NDArray[np.float32]) -> list[list[Candidate]]:
-        """What was set aside, for each probe (N, D): all of it, in no order."""
-        found: list[list[Candidate]] = [[] for _ in embeddings]
-        for pill in self._aside:
-            looks = _looks(self._with_others(pill, self._enrolled[pill]))
-            scores = (embeddings @ looks.T).max(axis=1).clip(-1, 1)
-            for candidates, score in zip(found, scores.tolist(), strict=True):
-                candidates.append(Candidate(pill, score))
-        return found
-
-    def _nearest_pills(self, embedding: list[float], n_pills: int) -> list[Candidate]:
-        with self.lock:
-            # Enough where the nearest pills have no more looks than others; else it doubles.
-            usual = math.ceil(len(self._pill_of) / max(len(self._looks_of), 1))
-            limit = n_pills * max(4, usual + 1)
-            while self._pill_of:
-                hits = self._shard.query(
-                    qdrant_edge.QueryRequest(
-                        limit=limit,
-                        query=qdrant_edge.Query.Nearest(embedding, using=VECTOR_NAME),
-                        with_payload=False,
-                        params=qdrant_edge.SearchParams(exact=True),
-                    )
-                )
-                best: dict[str, float] = {}
-                score = math.inf
-                for hit in hits:  # best first
-                    score = max(-1.0, min(1.0, hit.score))
-                    pill = self._pill_of.get(_int_id(hit.id))
-                    if pill is not None:
-                        best.setdefault(pill, score)
-                ranked = sorted(best.items(), key=lambda item: (-item[1], item[0]))
-                # An unseen look scores at most `score`; one that ties with the last place could
-                # still win it by name.
-                settled = len(ranked) >= n_pills and score < ranked[n_pills - 1][1]
-                if settled or len(hits) < limit:
-                    return [Candidate(pill, value) for pill, value in ranked[:n_pills]]
-                limit *= 2
-        return []
+    def _looks_of(self, pill: str, kept: Sequence[_Enrolled]) -> NDArray[np.float32]:
+        """The looks (L, D) of a pill with these references here, and its own in the one beside."""
+        others = [] if self._beside is None else self._beside._in_order(pill)
+        every = _sorted([*kept, *others])
+        rows = np.array([row for _, row in every], np.float32).reshape(-1, self.dim)
+        return looks_of(rows, [reference.side for reference, _ in every])
 
     def _content(self, pill: str | None = None) -> tuple[list[Reference], NDArray[np.float32]]:
         with self.lock:
@@ -427,35 +316,8 @@ class Gallery:
         return [one for name in pills for one in self._enrolled.get(name, [])]
 
 
-def _looks(kept: Sequence[_Enrolled]) -> NDArray[np.float32]:
-    rows = np.stack([row for _, row in kept])
-    return looks_of(rows, [reference.side for reference, _ in kept])
-
-
 def _sorted(kept: Sequence[_Enrolled]) -> list[_Enrolled]:
     return sorted(kept, key=lambda one: one[0])
-
-
-def best_of(some: Iterable[Candidate], more: Iterable[Candidate], n: int) -> list[Candidate]:
-    """The `n` best of two lists, best first, equal scores in order of pill name.
-
-    >>> some = [Candidate("a", 0.9), Candidate("c", 0.5)]
-    >>> [candidate.pill for candidate in best_of(some, [Candidate("b", 0.5)], 2)]
-    ['a', 'b']
-    """
-    return sorted([*some, *more], key=lambda found: (-found.score, found.pill))[:n]
-
-
-def held_against(
-    background: Background, embeddings: NDArray[np.float32], found: Sequence[Sequence[Candidate]]
-) -> list[list[Candidate]]:
-    """Take the share of the background off the cosines of each probe (N, D) float32."""
-    nearest = [candidates[0].pill if candidates else "" for candidates in found]
-    shares = background.share(embeddings, nearest)
-    return [
-        [Candidate(candidate.pill, candidate.score - share) for candidate in candidates]
-        for candidates, share in zip(found, shares.tolist(), strict=True)
-    ]
 
 
 def read_space(path: Path) -> str:
@@ -588,8 +450,3 @@ def _check_background(background: Background, dim: int) -> None:
     if len(background) > MAX_REFERENCES or longest > MAX_NAME_LENGTH or "" in background.pills:
         raise ValueError("a background with a name that is empty or too long, or too many")
     _check_unit_rows("background embedding", background.embeddings, dim, len(background))
-
-
-def _int_id(point_id: object) -> int:
-    assert isinstance(point_id, int)
-    return point_id

@@ -159,13 +159,14 @@ class Identifier:
 
     def broken_promises(self, probes: Probes) -> tuple[str, ...]:
         """Say which promises of its probes the bundle breaks; what was enrolled here counts not."""
-        return broken_promises(
-            probes,
-            locator=self.locator,
-            embedder=self.embedder,
-            gallery=self.gallery.bundled,
-            rule=self.calibration,
-        )
+        with self.gallery.bundle_alone() as gallery:
+            return broken_promises(
+                probes,
+                locator=self.locator,
+                embedder=self.embedder,
+                gallery=gallery,
+                rule=self.calibration,
+            )
 
     def close(self) -> None:
         """Release the gallery. Harmless when repeated."""
