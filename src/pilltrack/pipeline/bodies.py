@@ -32,6 +32,14 @@ _RINGS = 8  # of equal depth inside the outline, on which the studio's light is 
 _GLOSS = {0.0: 0.3, 0.08: 0.3, 0.25: 0.25, 0.6: 0.15}  # how strong: how often
 
 
+class _Outline(NamedTuple):
+    """Of a photo's pill, in pixels of the photo."""
+
+    points: NDArray[np.float64]  # (P, 2)
+    length: float
+    width: float
+
+
 class _Guess(NamedTuple):
     """What the photo does not show: how a body rises from its outline, and how it shines."""
 
@@ -70,24 +78,25 @@ def lay_body(
     `settings.clip` says how far out of the frame it may be, `perspective` how far its corners
     move beside the slant, `light` how much brighter than in the studio it may be.
     """
-    return _laid_as(_guess(photo, alpha), photo, alpha, size_px, light, settings, rng)
+    outline = _outline(alpha)
+    return _laid_as(_guess(photo, outline), photo, alpha, outline, size_px, light, settings, rng)
 
 
 def _laid_as(
     shape: _Guess,
     photo: Photo,
     alpha: Photo,
+    outline: _Outline,
     size_px: int,
     light: Light,
     settings: CaptureParams,
     rng: np.random.Generator,
 ) -> Laid:
     slant = _STEEPEST * rng.uniform(0, 1) ** 1.5
-    outline, _, width = _outline(alpha)
-    thickness = shape.thickness_seen(slant) * width
-    view = _view(outline, size_px, slant, thickness, settings, rng)
+    thickness = shape.thickness_seen(slant) * outline.width
+    view = _view(outline.points, size_px, slant, thickness, settings, rng)
     top, opacity = warped(photo, alpha, view.homography, view.scale, size_px)
-    half_px = 0.5 * width * view.scale
+    half_px = 0.5 * outline.width * view.scale
     _take_off_light(top, _depth(opacity, half_px), rng.uniform(0.3, 1))
     # Studio photos are exposed for the background: white pills are grey there.
     top *= np.float32(1 + settings.light * rng.uniform(0, 1.3))
@@ -102,7 +111,7 @@ def _laid_as(
     _light_anew(top, opacity, relief, shape, light, view.eye, rng.uniform(0.4, 1))
     if not is_round:
         top, opacity = _over(top, opacity, side)
-    return Laid(top, opacity, foot, shape.thickness * width * view.scale)
+    return Laid(top, opacity, foot, shape.thickness * outline.width * view.scale)
 
 
 def _depth(opacity: Field, half_px: float) -> Field:
@@ -119,25 +128,24 @@ def _over(top: Field, opacity: Field, side: Field) -> tuple[Field, Field]:
     return top + seen[..., :3], opacity + seen[..., 3]
 
 
-def _outline(alpha: Photo) -> tuple[NDArray[np.float64], float, float]:
-    """The outline (P, 2) of what is solid, or else of the photo, and its length and width."""
+def _outline(alpha: Photo) -> _Outline:
+    """Of what is solid, or else of the photo."""
     solid = (alpha > 127).astype(np.uint8)
     lines, _ = cv2.findContours(solid, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     height, width = alpha.shape
     frame = np.array([[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]])
-    outline = np.concatenate([line[:, 0] for line in lines] or [frame]).astype(np.float64)
-    sides = sorted(cv2.minAreaRect(outline.astype(np.float32))[1])
-    return outline + 0.5, float(sides[1]) + 1, float(sides[0]) + 1
+    points = np.concatenate([line[:, 0] for line in lines] or [frame]).astype(np.float64)
+    sides = sorted(cv2.minAreaRect(points.astype(np.float32))[1])
+    return _Outline(points + 0.5, float(sides[1]) + 1, float(sides[0]) + 1)
 
 
-def _guess(photo: Photo, alpha: Photo) -> _Guess:
+def _guess(photo: Photo, outline: _Outline) -> _Guess:
     """Always the same for the same pixels."""
     rng = np.random.default_rng(zlib.crc32(photo.tobytes()))
-    _, length, width = _outline(alpha)
     kind, thickness, bevel = rng.random(), rng.uniform(0.2, 0.6), rng.uniform(0.1, 0.3)
     gloss = float(rng.choice(list(_GLOSS), p=list(_GLOSS.values())))
     sharpness = rng.uniform(10, 90)
-    if length > _LONG * width and kind < 0.6:
+    if outline.length > _LONG * outline.width and kind < 0.6:
         return _Guess("round", rng.uniform(0.7, 1), bevel, 1.0, gloss, sharpness)
     if kind < 0.75:
         return _Guess("domed", rng.uniform(0.1, 0.5), bevel, thickness, gloss, sharpness)
@@ -157,22 +165,22 @@ def _height(depth: Field, shape: _Guess) -> Field:
 
 
 def _view(
-    outline: NDArray[np.float64],
+    points: NDArray[np.float64],
     size_px: int,
     slant: float,
     thickness: float,
     settings: CaptureParams,
     rng: np.random.Generator,
 ) -> _View:
-    """Where in the frame a body with this outline lies, `thickness` in pixels of its photo."""
+    """Where a body with this outline (P, 2) lies; `thickness` in pixels of its photo."""
     share = rng.uniform(*settings.scale)
     angle, axis_angle = rng.uniform(0, 2 * math.pi, 2)
     axis = np.array([math.cos(axis_angle), math.sin(axis_angle)])
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     seen = (np.eye(2) - (1 - math.cos(slant)) * np.outer(axis, axis)) @ turn
-    middle = (outline.min(axis=0) + outline.max(axis=0)) / 2
-    reach = float((outline.max(axis=0) - outline.min(axis=0)).max()) + 1
-    rim = (outline - middle) @ seen.T
+    middle = (points.min(axis=0) + points.max(axis=0)) / 2
+    reach = float((points.max(axis=0) - points.min(axis=0)).max()) + 1
+    rim = (points - middle) @ seen.T
     drop = thickness * math.sin(slant) * axis
     body = np.concatenate([rim, rim + drop])
     length = max(cv2.minAreaRect(body.astype(np.float32))[1]) + 1
