@@ -1,10 +1,11 @@
 """Stage `distill`: a light student learns the teacher's embedding space.
 
 Teacher and student look at the same capture, each at its own input size, so the student copies
-what the teacher makes of this very picture. Both loss terms compare with the teacher's
-embeddings directly: the student lands in the teacher's space and shares its galleries. A student
-may also be the teacher's twin, and learn only to live with int8. A teacher that cannot tell
-validation pills apart is refused before hours are spent on copying it.
+what the teacher makes of this very picture: the mean over its quarter turns, as of a reference.
+Both loss terms compare with the teacher's embeddings directly: the student lands in the teacher's
+space and shares its galleries. A student may also be the teacher's twin, and learn to live with
+int8. A teacher that cannot tell validation pills apart is refused before hours are spent on
+copying it.
 """
 
 from __future__ import annotations
@@ -126,11 +127,9 @@ def teach(
 
     def loss_of_batch(net: torch.nn.Module, batch: Batch) -> torch.Tensor:
         (for_teacher, for_student), _, _ = batch
-        with torch.no_grad():
-            target = gather(unit(teacher.net(for_teacher)), process)
         return distillation_loss(
             gather(unit(net(for_student)), process),
-            target,
+            gather(embeddings_of_turns(teacher.net, for_teacher), process),
             temperature=settings.temperature,
             alpha=settings.alpha,
         )
@@ -152,6 +151,17 @@ def teach(
     )
     settle_int8_rounding(student)
     return history
+
+
+@torch.no_grad()
+def embeddings_of_turns(net: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Unit means (N, D) over the quarter turns of images (N, S, S, 3), as of a photo enrolled.
+
+    They name more pills right than single embeddings (docs/lab-log.md), but take four times as
+    long, which a device has no time for.
+    """
+    turns = [unit(net(images.rot90(turn, (1, 2)).contiguous())) for turn in range(4)]
+    return unit(torch.stack(turns).mean(dim=0))
 
 
 def _load_start(net: EmbeddingNet, teacher: EmbeddingNet, weights: str) -> str:
