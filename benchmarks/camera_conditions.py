@@ -6,7 +6,7 @@
 Every pill that is not a stranger is enrolled with one studio photo for each side; each photo
 of a new pill of the split, and of a stranger, is captured under each camera. `counter` is
 `capture` of params.yaml, all pills near and flat; the other cameras change what their name says.
-Another draw of captures moves recall by three points, so compare models in one run, by several.
+Another draw of captures moves recall by three points: compare models in one run, by several draws.
 Models are chosen by the average on validation pills, never by one camera or by test pills. Scores
 are plain cosines: a background belongs to a bundle.
 """
@@ -56,9 +56,11 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--prepared", type=Path, default=Path("artifacts/prepare"))
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
-    parser.add_argument("--draws", type=int, default=1, help="captures of each photo (1)")
+    parser.add_argument("--draws", type=int, default=1, help="captures of each photo, pooled (1)")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if arguments.draws < 1:
+        parser.error(f"--draws {arguments.draws}: expected at least 1")
     rows = load_images(arguments.prepared)
     figures = under_cameras(
         [_open(model) for model in arguments.models],

@@ -66,7 +66,7 @@ class Captures(NamedTuple):
 
 
 class _Opened(NamedTuple):
-    """What is measured of a bundle."""
+    """The parts of a bundle that captures are embedded and scored with."""
 
     embedder: Embedder
     background: Background
@@ -85,6 +85,8 @@ def main() -> None:
     capture = load_params(arguments.params).capture
     opened = [_open(bundle, rows) for bundle in arguments.bundles]
     captures = photograph([one.embedder for one in opened], rows, arguments.prepared, capture)
+    if not all(taken.references and taken.strangers for taken in captures):
+        sys.exit(f"{arguments.prepared}: expected new pills and strangers in this split")
     found = {
         str(bundle): measure(taken, one.background)
         for bundle, one, taken in zip(arguments.bundles, opened, captures, strict=True)
@@ -95,9 +97,6 @@ def main() -> None:
 def measure(captures: Captures, background: Background) -> dict[str, dict[str, float]]:
     """FIGURES for galleries of each size; the keys are the sizes."""
     names = sorted({reference.pill for reference in captures.references})
-    if not names or not captures.strangers:
-        found = f"{len(names)} new pills and {len(captures.strangers)} captures of strangers"
-        sys.exit(f"{found} in this split; expected some of both")
     rng = np.random.default_rng(SEED)
     report = {}
     sizes = {size: draws for size, draws in DRAWS.items() if size < len(names)}
