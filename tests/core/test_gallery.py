@@ -171,6 +171,20 @@ def test_looks_are_what_a_search_compares_with_those_of_the_gallery_beside_too()
             assert candidate.score == pytest.approx(best[candidate.pill][row], abs=1e-6)
 
 
+def test_galleries_beside_each_other_are_one_to_a_search_whichever_changes() -> None:
+    with Gallery.create(SPACE, 2) as below, Gallery.create(SPACE, 2, beside=below) as gallery:
+        gallery.enrol([reference("a", 0)], rows([1, 0]))
+        below.enrol([reference("a", 1), reference("b", 0)], rows([0, 1], [0.6, 0.8]))
+        for either in (below, gallery):
+            found = either.search(rows([0, 1]), 5)[0]
+            assert [(c.pill, round(c.score, 6)) for c in found] == [("a", 1.0), ("b", 0.8)]
+        below.remove("a")
+        assert [c.pill for c in gallery.search(rows([1, 0]), 5)[0]] == ["a", "b"]
+        assert (below.pills(), gallery.pills()) == (["b"], ["a"])
+        with pytest.raises(ValueError, match="beside"):
+            Gallery.create(SPACE, 2, beside=below)
+
+
 def test_scores_never_leave_the_range_of_a_cosine() -> None:
     random = np.random.default_rng(1)
     embeddings = unit(random, 200, 64) * np.float32(1.0005)  # within the tolerance of enrol
