@@ -6,7 +6,7 @@
 Every pill that is not a stranger is enrolled with one studio photo for each side; each photo
 of a new pill of the split, and of a stranger, is captured under each camera. `counter` is
 `capture` of params.yaml, all pills near and flat; the other cameras change what their name says.
-Another draw of captures moves recall by three points: compare models in one run, by several draws.
+Another draw of captures moves recall by up to four points: compare models by several, in one run.
 Models are chosen by the average on validation pills, never by one camera or by test pills. Scores
 are plain cosines: a background belongs to a bundle.
 """

@@ -64,7 +64,10 @@ class DeviceGallery:
 
     @contextmanager
     def bundle_alone(self) -> Iterator[Gallery]:
-        """A copy of the bundle's gallery, to be searched without what was enrolled here."""
+        """A copy of the bundle's gallery, to be searched without what was enrolled here.
+
+        A copy even where that is nothing: somebody may enrol while it is searched.
+        """
         with Gallery.create(self.space, self.dim) as gallery:
             gallery.background = self.background
             gallery.enrol(self.bundled.references(), self.bundled.embeddings())

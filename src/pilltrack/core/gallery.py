@@ -88,7 +88,10 @@ class Gallery:
         if beside is None:
             self._index = LookIndex(dim, directory)
         elif (beside.space, beside.dim) != (space, dim) or beside._beside is not None:
-            raise ValueError(f"a gallery of space {beside.space!r} and dim {beside.dim} beside")
+            raise ValueError(
+                f"a gallery of space {beside.space!r} and dim {beside.dim} beside one of space "
+                f"{space!r} and dim {dim}; expected the same, and no other gallery beside it"
+            )
         else:
             self._index, beside._beside = beside._index, self
         self.lock = self._index.lock  # hold it to have nothing change between two calls
@@ -102,6 +105,7 @@ class Gallery:
         `directory` holds the shard and must not hold one yet; None means a private temporary
         directory, removed by `close`. `beside`: a gallery to be searched with this one, from either
         of them, in its directory; the looks of a pill in both are made of the references of both.
+        Each takes its own background off. A gallery has at most one beside it.
         """
         return cls(space, dim, directory, beside)
 
@@ -266,7 +270,10 @@ class Gallery:
             )
 
     def close(self) -> None:
-        """Release the index, and remove its directory if it is private. Harmless when repeated."""
+        """Release the index, also for a gallery beside this one. Harmless when repeated.
+
+        A private directory is then removed.
+        """
         self._index.close()
 
     def __contains__(self, pill: object) -> bool:
@@ -291,7 +298,10 @@ class Gallery:
     def _put(self, changes: Mapping[str, Sequence[_Enrolled]]) -> None:
         """Give each of these pills these references instead of its own: all or none."""
         ordered = {pill: _sorted(kept) for pill, kept in changes.items()}
-        self._index.put({pill: self._looks_of(pill, kept) for pill, kept in ordered.items()})
+        self._index.put(
+            {pill: self._looks_of(pill, kept) for pill, kept in ordered.items()},
+            before=lambda pill: self._looks_of(pill, self._enrolled.get(pill, [])),
+        )
         for pill, kept in ordered.items():
             self._n_references += len(kept) - len(self._enrolled.pop(pill, []))
             if kept:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import tempfile
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -38,33 +38,38 @@ class LookIndex:
             self._temporary = tempfile.TemporaryDirectory(prefix="pilltrack-gallery-")
             directory = Path(self._temporary.name)
         vectors = qdrant_edge.EdgeVectorParams(size=dim, distance=qdrant_edge.Distance.Dot)
-        # No write-ahead log: the shard is rebuilt from the gallery file, never recovered.
+        # No write-ahead log: the shard is built anew from what is kept, never recovered.
         config = qdrant_edge.EdgeConfig(vectors={VECTOR_NAME: vectors}, wal_enabled=False)
         directory.mkdir(parents=True, exist_ok=True)
         self._shard = qdrant_edge.EdgeShard.create(str(directory), config)
 
-    def put(self, looks_of: Mapping[str, NDArray[np.float32]]) -> None:
+    def put(
+        self,
+        looks_of: Mapping[str, NDArray[np.float32]],
+        before: Callable[[str], NDArray[np.float32]],
+    ) -> None:
         """Give each of these pills these looks (L, D) instead of its own: all or none.
 
-        A pill without looks is no longer found.
+        A pill without looks is no longer found. `before`: the looks that a pill has had, in the
+        same order; asked for where the shard fails, to put them back. Should it fail at that too,
+        a pill may stay unfound until its next change.
         """
         with self.lock:
             looks = [(pill, look) for pill, looks in looks_of.items() for look in looks]
             new = dict(enumerate(looks, start=self._next_id))
             self._next_id += len(new)
             old = [point_id for pill in looks_of for point_id in self._ids_of.get(pill, [])]
-            found = self._shard.retrieve([*old], with_payload=False, with_vector=True)
-            before = [qdrant_edge.Point(was.id, was.vector or {}, {}) for was in found]
             try:
-                self._upsert(
-                    qdrant_edge.Point(point_id, {VECTOR_NAME: look.tolist()}, {})
-                    for point_id, (_, look) in new.items()
-                )
+                self._upsert((point_id, look) for point_id, (_, look) in new.items())
                 self._delete(old)
             except BaseException:
                 # What is new has no pill yet: whatever of it stays in the shard is not found.
-                self._upsert(before)
-                self._delete([*new])
+                try:
+                    for pill in looks_of:
+                        ids = self._ids_of.get(pill, [])
+                        self._upsert(zip(ids, before(pill), strict=True))
+                finally:
+                    self._delete([*new])
                 raise
             for point_id in old:
                 del self._pill_of[point_id]
@@ -116,9 +121,12 @@ class LookIndex:
             if self._temporary is not None:
                 self._temporary.cleanup()
 
-    def _upsert(self, points: Iterable[qdrant_edge.Point]) -> None:
-        waiting = iter(points)
-        while chunk := list(islice(waiting, CHUNK)):
+    def _upsert(self, looks: Iterable[tuple[int, NDArray[np.float32]]]) -> None:
+        points = (
+            qdrant_edge.Point(point_id, {VECTOR_NAME: look.tolist()}, {})
+            for point_id, look in looks
+        )
+        while chunk := list(islice(points, CHUNK)):
             self._shard.update(qdrant_edge.UpdateOperation.upsert_points(chunk))
 
     def _delete(self, point_ids: list[int]) -> None:
