@@ -101,8 +101,9 @@ def load_starting_weights(net: EmbeddingNet, weights: str) -> str:
 
     `imagenet` is timm's download, `none` keeps the seeded random start, `starter` is the network
     that ships with PillTrack, anything else is the path of a safetensors file: a network of train
-    or distill, or the weights of a backbone. A classifier is left out, and so is a head for
-    embeddings of another length; any other missing or unexpected tensor stops the run.
+    or distill, or the weights of a backbone. A classifier is left out. The head of a network whose
+    embeddings have another length gives the numbers that both have; others keep their random
+    start. Any other missing or unexpected tensor stops the run.
     """
     if weights == "none":
         return "random start"
@@ -140,8 +141,10 @@ def load_starting_weights(net: EmbeddingNet, weights: str) -> str:
             remedy="Choose the backbone that the weights were trained for.",
         )
     net.backbone.load_state_dict(tensors, strict=False)
-    if head and head["weight"].shape == net.head.weight.shape:
-        net.head.load_state_dict(head)
+    with torch.no_grad():
+        for name, values in head.items():
+            both = min(len(values), net.head.out_features)
+            net.head.get_parameter(name)[:both] = values[:both]
     return f"started from {path}"
 
 
