@@ -801,6 +801,12 @@ def _add_evaluate_folder(commands: Any) -> None:
     command.add_argument(
         "--references", type=positive, metavar="K", help="enrol K photos of each pill (all)"
     )
+    command.add_argument(
+        "--rule-for",
+        type=positive,
+        metavar="N",
+        help="decide as a device with N pills enrolled (as many as in the gallery)",
+    )
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(run=_evaluate_folder)
 
@@ -814,6 +820,7 @@ def _evaluate_folder(arguments: argparse.Namespace) -> int:
         arguments.probes,
         arguments.strangers,
         references=arguments.references,
+        rule_for=arguments.rule_for,
     )
     if arguments.json:
         print(json.dumps(report))

@@ -66,7 +66,8 @@ def found(enrolled: Probes, probes: Probes, seed: int) -> Drawn:
 PROBES = [f"{pill}/{name}.png" for pill in "abc" for name in ("far", "near")]
 STRANGERS = [f"{pill}/{n}.png" for pill in "yz" for n in "123"]
 DECIDED = (
-    "threshold", "fnir", "misnamed", "misnamed_upper", "ambiguous", "fpir", "fpir_upper"
+    "rule_for_pills", "threshold", "fnir", "misnamed", "misnamed_upper", "ambiguous", "fpir",
+    "fpir_upper",
 )  # fmt: skip
 
 
@@ -116,9 +117,14 @@ def test_what_the_bundles_own_rule_decides_is_counted(mine: Path, tmp_path: Path
     assert 0 < report["fnir"]["value"] < 1
 
 
-def test_the_rule_is_that_of_as_many_pills_as_are_enrolled(mine: Path, tmp_path: Path) -> None:
+def test_the_rule_is_that_of_as_many_pills_as_are_enrolled_or_as_asked_for(
+    mine: Path, tmp_path: Path
+) -> None:
     bundle = tiny_bundle(tmp_path, "other", picture("other"), threshold=0.9, alone=0.3)
-    assert evaluate_folder(bundle, *folders_of(mine))["threshold"] == 0.9
+    report = evaluate_folder(bundle, *folders_of(mine))
+    assert (report["rule_for_pills"], report["threshold"]) == (3, 0.9)
+    report = evaluate_folder(bundle, *folders_of(mine), rule_for=1)
+    assert (report["rule_for_pills"], report["threshold"]) == (1, 0.3)
     one = mine.parent / "one"
     for folder in ("gallery", "probes"):
         shutil.copytree(mine / folder / "a", one / folder / "a")

@@ -47,13 +47,15 @@ def evaluate_folder(
     strangers: Path | None = None,
     *,
     references: int | None = None,
+    rule_for: int | None = None,
 ) -> dict[str, Any]:
     """Enrol `gallery`, identify `probes` and `strangers`; each a folder of `<pill>/<image>`.
 
-    `references`: how many photos of each pill to enrol, first by name; None enrols all. Returns
+    `references`: how many photos of each pill to enrol, first by name; None enrols all. `rule_for`:
+    decide by the bundle's rule for so many pills; None takes that for those of `gallery`. Returns
     counts, the measures of `protocol.measure` (AUROC and FNIR at a FPIR only with strangers), the
-    bundle's threshold for so many pills, and what it decides with it: those of
-    `protocol.measure_decisions`, and `fpir` and `fpir_upper` with strangers.
+    threshold of that rule, and what it decides: those of `protocol.measure_decisions`, and `fpir`
+    and `fpir_upper` with strangers.
 
     Raises DatasetRejected when a folder holds no pills or anything but photos of pills, a probe's
     pill is not enrolled, a stranger's is, or the same pixels are in two of the folders;
@@ -87,9 +89,11 @@ def evaluate_folder(
     if foreign:
         report |= {"n_strangers": len(foreign), "n_stranger_pills": len(set(foreign.pills))}
     calibration = manifest.calibration
-    rule = calibration.rule_for(report["gallery_pills"])
+    of_pills = rule_for or report["gallery_pills"]
+    rule = calibration.rule_for(of_pills)
     known, odd = found(mated, 0), found(foreign, 1) if foreign else None
-    report |= measure(known, odd) | {"threshold": rounded(rule.threshold)}
+    report |= measure(known, odd)
+    report |= {"rule_for_pills": of_pills, "threshold": rounded(rule.threshold)}
     report |= measure_decisions(known, _decided(known, rule), calibration.confidence)
     if odd:
         let_in = measure_strangers(odd, _decided(odd, rule), calibration.confidence)
