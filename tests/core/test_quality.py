@@ -357,8 +357,13 @@ def test_agreement_is_a_limit_that_can_be_set(more: float) -> None:
     rows = unit([1, 0], [0.5, math.sqrt(0.75)])
     faults = set_faults(["a", "b"], rows, ["front"] * 2, ["back"], 0.5 + more)
     assert bool(faults) == (more > 0)
-    assert set_faults(["a", "b"], rows, ["front"] * 2, ["back"])  # 0.5 < AGREEMENT
-    assert AGREEMENT > 0.5
+
+
+@pytest.mark.parametrize("more", [-0.01, 0.01])
+def test_photos_agree_from_the_limit_on(more: float) -> None:
+    cosine = AGREEMENT + more
+    rows = unit([1, 0], [cosine, math.sqrt(1 - cosine**2)])
+    assert bool(set_faults(["a", "b"], rows, ["front"] * 2, ["back"])) == (more < 0)
 
 
 @pytest.mark.parametrize(("side", "missing"), [("front", "back"), ("back", "front")])

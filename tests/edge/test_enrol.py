@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from fastapi.testclient import TestClient
 from pilltrack.core.errors import ImageRejected, InputRejected, StageFailed
 from pilltrack.core.local import LocalReferences, digest_of
 from pilltrack.core.locate import MAX_CROP_PX, Found, Locator
+from pilltrack.core.quality import set_faults
 from pilltrack.edge.app import create_app
 from pilltrack.edge.audit import AuditLog
 from pilltrack.edge.enrol import PhotosRefused
@@ -121,7 +123,10 @@ def test_all_faults_are_said_at_once(service: Service) -> None:
     assert "1.png: blurred; 2.png: too dark" in str(refused.value)
 
 
-def test_photos_of_two_pills_disagree(service: Service) -> None:
+def test_photos_of_two_pills_disagree(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    # All pills are alike to the golden model: two have a cosine of 0.67.
+    stricter = functools.partial(set_faults, agreement=0.7)
+    monkeypatch.setattr("pilltrack.edge.enrol.set_faults", stricter)
     photos = named(pill_photo(BLUE), pill_photo(RED, at=HERE), pill_photo(BLUE, at=THERE))
     with pytest.raises(PhotosRefused) as refused:
         service.enrol("blue", [*photos, *named(pill_photo(BLUE))], ["front"] * 3 + ["back"], NOW)
