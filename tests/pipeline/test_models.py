@@ -14,6 +14,7 @@ from pilltrack.pipeline.models import (
     freeze,
     load_network,
     load_starting_weights,
+    read_tensors,
     save_network,
     unit,
 )
@@ -81,6 +82,31 @@ def test_a_trained_network_gives_its_backbone_and_the_numbers_that_both_heads_ha
     assert torch.equal(net.head.weight[:both], source.head.weight[:both])
     assert torch.equal(net.head.bias[:both], source.head.bias[:both])
     assert torch.equal(net.head.weight[both:], start[both:])
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        {},
+        {"weight": (16, 1280)},
+        {"bias": (16,)},
+        {"weight": (16, 1280), "bias": (3,)},
+        {"weight": (16, 1), "bias": (16,)},
+        {"weight": (1280,), "bias": (16,)},
+        {"weight": (16, 1280), "bias": (16,), "scale": (16,)},
+    ],
+)
+def test_a_head_that_is_not_whole_stops_the_run(
+    tmp_path: Path, head: dict[str, tuple[int, ...]]
+) -> None:
+    path = tmp_path / "net.safetensors"
+    save_network(_net(), path, input_size_px=64)
+    tensors, metadata = read_tensors(path)
+    tensors = {name: values for name, values in tensors.items() if not name.startswith("head.")}
+    tensors |= {f"head.{name}": torch.ones(shape) for name, shape in head.items()}
+    save_file(tensors, path, metadata)
+    with pytest.raises(StageFailed, match="a head of"):
+        load_starting_weights(_net(), str(path))
 
 
 def test_a_network_trained_with_other_pixels_stops_the_run(tmp_path: Path) -> None:

@@ -122,6 +122,7 @@ def load_starting_weights(net: EmbeddingNet, weights: str) -> str:
     if "pilltrack" in metadata:
         _require_same_input(net, json.loads(metadata["pilltrack"]), path)
         head = {k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")}
+        _require_head(net, head, path)
         tensors = {
             k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")
         }
@@ -141,10 +142,12 @@ def load_starting_weights(net: EmbeddingNet, weights: str) -> str:
             remedy="Choose the backbone that the weights were trained for.",
         )
     net.backbone.load_state_dict(tensors, strict=False)
-    with torch.no_grad():
-        for name, values in head.items():
-            both = min(len(values), net.head.out_features)
-            net.head.get_parameter(name)[:both] = values[:both]
+    if head:
+        both = min(len(head["bias"]), net.head.out_features)
+        start = net.head.state_dict()
+        net.head.load_state_dict(
+            {name: torch.cat([head[name][:both], start[name][both:]]) for name in start}
+        )
     return f"started from {path}"
 
 
@@ -227,6 +230,20 @@ def _require_same_input(net: EmbeddingNet, trained: dict[str, Any], path: Path) 
                 remedy="Give this section of params.yaml the settings of the weights, or choose "
                 "other weights.",
             )
+
+
+def _require_head(net: EmbeddingNet, head: dict[str, torch.Tensor], path: Path) -> None:
+    """A head for embeddings of any length, whole."""
+    own = net.head.state_dict()
+    of_number = {name: values.shape[1:] for name, values in head.items()}
+    lengths = {values.shape[:1] for values in head.values()}
+    if of_number != {name: values.shape[1:] for name, values in own.items()} or len(lengths) != 1:
+        raise StageFailed(
+            f"weights {path}",
+            found=f"a head of { ({name: tuple(values.shape) for name, values in head.items()}) }",
+            expected=f"weight (D, {net.head.in_features}) and bias (D,)",
+            remedy="Get the file again, or run the stage that writes it.",
+        )
 
 
 def _load_from_hub(net: EmbeddingNet) -> str:
