@@ -3,15 +3,17 @@
     python benchmarks/enrolment_agreement.py src/pilltrack/starter/bundle \\
         --params params/starter.yaml --photos phone1/gallery phone1/probes phone1/strangers
 
-Three photos of a pill's side are a good set; with the third one of another pill of the split, drawn
-anew OTHERS times, a wrong one. Simulated sets are captures by three cameras in turn, as of
-`several_references.py`. Those of `--photos` (folders of `<pill>/<image>`) are drawn from all photos
-of a pill, whose sides nobody told: only pills that look alike from both sides are fair (`--pill`).
+Three photos of a pill's side are a good set; with the third one of another of these pills, drawn
+anew OTHERS times, a wrong one, caught by any fault, whichever photo it names. Simulated sets are
+captures by three cameras in turn, as of `several_references.py`. Those of `--photos` (folders of
+`<pill>/<image>`, each photo in one of them) are drawn from all photos of a pill, whose sides nobody
+told: only pills that look alike from both sides are fair (`--pill`).
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,6 +74,9 @@ def photo_sets(embedder: Embedder, folders: Sequence[Path], wanted: Sequence[str
         for pill, image in pill_photos(folder):
             if not wanted or pill in wanted:
                 photos.setdefault(pill, []).append(image)
+    few = [pill for pill in {*photos, *wanted} if len(photos.get(pill, [])) < 3]
+    if few:
+        sys.exit(f"fewer than 3 photos of {', '.join(sorted(few))}; leave them out by --pill")
     rng = np.random.default_rng(0)
     drawn = {}
     for pill, images in photos.items():
@@ -96,6 +101,8 @@ def as_table(sets: dict[str, Sets]) -> str:
 
 
 def _with_wrong_ones(good: dict[str, list[NDArray[np.float32]]]) -> Sets:
+    if len(good) < 2:
+        sys.exit(f"expected two pills or more, found {len(good)}")
     rng = np.random.default_rng(0)
     wrong = []
     for pill, sets in good.items():

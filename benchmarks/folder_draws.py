@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def main() -> None:
         nargs="+",
         default=[None],
         metavar="N",
-        help="decide as a device with N pills enrolled (as many as in the gallery)",
+        help="decide by the rule for N pills (those of the gallery); more pills err more often",
     )
     parser.add_argument("--json", action="store_true", help="all reports of each rule")
     arguments = parser.parse_args()
@@ -83,6 +84,8 @@ def rules_table(reports: list[list[Report]]) -> str:
         "|---:|---:|---:|---:|---:|",
     ]
     for of_rule in reports:
+        if len({report["rule_for_pills"] for report in of_rule}) > 1:
+            sys.exit("galleries of different sizes have different rules: name one with --rule-for")
         found = np.array([_values(report, DECIDED) for report in of_rule])
         cells = [
             f"{mean:.1%} ({worst:.1%})"

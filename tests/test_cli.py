@@ -535,7 +535,10 @@ def test_evaluate_folder_prints_recall_and_counts(
         pill.mkdir(parents=True)
         Image.fromarray(np.asarray(Image.open(red)) + np.uint8(brighter)).save(pill / "1.png")
     arguments = [f"--{name}={tmp_path / name}" for name in ("gallery", "probes")]
-    assert main(["evaluate-folder", f"--bundle={bundle}", "--json", *arguments]) == 0
+    command = ["evaluate-folder", f"--bundle={bundle}", "--json", *arguments]
+    assert main([*command, "--rule-for", "7"]) == 0
+    assert json.loads(capsys.readouterr().out)["rule_for_pills"] == 7
+    assert main(command) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["recall_at_1"] == {"value": 1.0}
     assert (report["gallery_references"], report["n_probes"]) == (1, 1)

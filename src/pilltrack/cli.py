@@ -805,7 +805,7 @@ def _add_evaluate_folder(commands: Any) -> None:
         "--rule-for",
         type=positive,
         metavar="N",
-        help="decide as a device with N pills enrolled (as many as in the gallery)",
+        help="decide by the rule for N pills (those of the gallery); more pills err more often",
     )
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(run=_evaluate_folder)

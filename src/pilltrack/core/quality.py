@@ -10,7 +10,7 @@ against the pills that are enrolled already (`collision`):
 
 Nothing is refused here. Whoever enrols shows the faults, and may go on with a reason. Every limit
 was set by measuring what it costs the starter model and how many good photos it would refuse
-(benchmarks/enrolment_quality.py).
+(benchmarks/enrolment_quality.py, enrolment_agreement.py).
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ LEAST_BRIGHTNESS = 100.0  # grey level that the brightest twentieth of the close
 # Of white pills on phone photos up to 40 % is burnt out. Over 40 to 60 % of a pill loses 15 of 100
 # new pills, 60 to 75 % 26, 75 to 90 % 41.
 MOST_BURNT = 0.65  # of the pill's area
-# Refuses 6 % of sets of three good photos of a side, simulated, and 13 % of phone photos of pills
-# without a print; catches 99 % of those with a photo of another pill, 42 % where it has the same
-# colour and shape. A limit of 0.7, which fits rendered photos, refused 48 and 77 %, and caught 60 %
-# of the last (benchmarks/enrolment_agreement.py; enrolment_quality.py).
+# Of sets of three good photos of a side it refuses 6 % if simulated, 13 % if phone photos of pills
+# without a print. It catches 99 % of those with a photo of another pill, and of rendered ones 42 %
+# where that has the same colour and shape, 48 % with the other side. A limit of 0.7 refused 48 and
+# 77 % of good sets, and caught 60 and 85 % of the last two.
 AGREEMENT = 0.3  # mean cosine of a photo to the others of its side
 
 _CLOSER = "Go closer, until the pill is about a quarter of the picture long."

@@ -52,10 +52,10 @@ def evaluate_folder(
     """Enrol `gallery`, identify `probes` and `strangers`; each a folder of `<pill>/<image>`.
 
     `references`: how many photos of each pill to enrol, first by name; None enrols all. `rule_for`:
-    decide by the bundle's rule for so many pills; None takes that for those of `gallery`. Returns
-    counts, the measures of `protocol.measure` (AUROC and FNIR at a FPIR only with strangers), the
-    threshold of that rule, and what it decides: those of `protocol.measure_decisions`, and `fpir`
-    and `fpir_upper` with strangers.
+    decide by the bundle's rule for so many pills, at least 1, though no more are enrolled; None
+    takes that for those of `gallery`. Returns counts, the measures of `protocol.measure` (AUROC and
+    FNIR at a FPIR only with strangers), how many pills the rule is for and its threshold, and what
+    it decides: those of `protocol.measure_decisions`, and `fpir` and `fpir_upper` with strangers.
 
     Raises DatasetRejected when a folder holds no pills or anything but photos of pills, a probe's
     pill is not enrolled, a stranger's is, or the same pixels are in two of the folders;
@@ -89,7 +89,7 @@ def evaluate_folder(
     if foreign:
         report |= {"n_strangers": len(foreign), "n_stranger_pills": len(set(foreign.pills))}
     calibration = manifest.calibration
-    of_pills = rule_for or report["gallery_pills"]
+    of_pills = report["gallery_pills"] if rule_for is None else rule_for
     rule = calibration.rule_for(of_pills)
     known, odd = found(mated, 0), found(foreign, 1) if foreign else None
     report |= measure(known, odd)
