@@ -25,7 +25,7 @@ from pilltrack.core.bundle import read_bundle
 from pilltrack.core.embedder import Embedder, open_embedder
 from pilltrack.core.enrol import embed_references
 from pilltrack.core.image import read_image
-from pilltrack.core.quality import AGREEMENT, set_faults
+from pilltrack.core.quality import least_agreement
 from pilltrack.pipeline.evaluate_folder import pill_photos
 from pilltrack.pipeline.params import CaptureParams, load_params
 from pilltrack.pipeline.table import ImageRow, load_images
@@ -47,13 +47,14 @@ def main() -> None:
     parser.add_argument("--pill", nargs="+", default=[], help="of --photos: these alone (all)")
     arguments = parser.parse_args()
     bundle: Path = arguments.bundle
-    embedder = open_embedder(bundle / read_bundle(bundle).model.file, threads=2)
+    manifest = read_bundle(bundle)
+    embedder = open_embedder(bundle / manifest.model.file, threads=2)
     rows = [row for row in load_images(arguments.prepared) if row.split == arguments.split]
     capture = load_params(arguments.params).capture
     sets = {"simulated": simulated_sets(embedder, rows, arguments.prepared, capture)}
     if arguments.photos:
         sets["photos"] = photo_sets(embedder, arguments.photos, arguments.pill)
-    print(as_table(sets))
+    print(as_table(sets, manifest.calibration.agreement))
 
 
 def simulated_sets(
@@ -85,13 +86,13 @@ def photo_sets(embedder: Embedder, folders: Sequence[Path], wanted: Sequence[str
     return _with_wrong_ones(drawn)
 
 
-def as_table(sets: dict[str, Sets]) -> str:
-    """One row for each limit."""
+def as_table(sets: dict[str, Sets], own: float) -> str:
+    """One row for each limit; `own` is that of the bundle."""
     names = [f"{name}: {what}" for name in sets for what in ("good refused", "wrong caught")]
     lines = [f"| limit | {' | '.join(names)} |", "|---:" * (len(names) + 1) + "|"]
-    for limit in sorted({*LIMITS, AGREEMENT}):
+    for limit in sorted({*LIMITS, round(own, 3)}):
         shares = [
-            f"{np.mean([_refused(three, limit) for three in some]):.1%}"
+            f"{np.mean([least_agreement(three) < limit for three in some]):.1%}"
             for both in sets.values()
             for some in both
         ]
@@ -113,10 +114,6 @@ def _with_wrong_ones(good: dict[str, list[NDArray[np.float32]]]) -> Sets:
                 odd = of_other[rng.integers(len(of_other))][rng.integers(3)]
                 wrong.append(np.stack([*three[:2], odd]))
     return [three for sets in good.values() for three in sets], wrong
-
-
-def _refused(three: NDArray[np.float32], limit: float) -> bool:
-    return bool(set_faults(["a", "b", "odd"], three, ["front"] * 3, ["back"], limit))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 import os
 from collections import Counter
@@ -28,8 +27,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pilltrack.core.bundle import GALLERY_FILE
-from pilltrack.core.decide import Rule
+from pilltrack.core.bundle import GALLERY_FILE, read_bundle
 from pilltrack.core.embedder import Embedder, open_embedder
 from pilltrack.core.enrol import embed_references
 from pilltrack.core.gallery import Gallery, Reference, read_background
@@ -223,8 +221,11 @@ def set_rows(pills: Sequence[Shots], embedder: Embedder, seed: int) -> Iterator[
     rows = {(n, side): _references(embedder, s) for n, (side, s) in enumerate(sides)}
     ours = [rows[n, side] for n, (side, _) in enumerate(sides)]
 
+    limit = read_bundle(STARTER_BUNDLE).calibration.agreement
+
     def judged(embeddings: NDArray[np.float32]) -> list[Fault]:
-        return set_faults(["a", "b", "odd"], embeddings, ["front"] * 3, ["back"])
+        three, sides = ["a", "b", "odd"], ["front"] * 3
+        return set_faults(three, embeddings, sides, ["back"], agreement=limit)
 
     yield "good: three photos of a side", "", [judged(three) for three in ours]
     n_pills = len(pills)
@@ -247,7 +248,7 @@ def set_rows(pills: Sequence[Shots], embedder: Embedder, seed: int) -> Iterator[
     yield "one another pill of its colour and shape", "disagrees", with_odd(alike)
     turned = [(n, backs[n][0]) for n, one in enumerate(pills) if one.pill.front != one.pill.back]
     yield "one of three the other side", "disagrees", with_odd(turned)
-    sided = [set_faults(["a"] * 3, three, ["front"] * 3) for three in fronts]
+    sided = [set_faults(["a"] * 3, three, ["front"] * 3, agreement=limit) for three in fronts]
     yield (
         "only the front",
         "one side",
@@ -257,8 +258,7 @@ def set_rows(pills: Sequence[Shots], embedder: Embedder, seed: int) -> Iterator[
 
 def collision_rows(pills: Sequence[Shots], embedder: Embedder) -> Iterator[Row]:
     """Strangers, and enrolled pills under another name, before a gallery of two thirds of all."""
-    known = json.loads((STARTER_BUNDLE / "manifest.json").read_text("utf-8"))["calibration"]
-    rule = Rule(threshold=known["threshold"], margin=known["margin"])
+    rule = read_bundle(STARTER_BUNDLE).calibration
     n_enrolled = 2 * len(pills) // 3
     with Gallery.create(embedder.space, embedder.dim) as gallery:
         gallery.background = read_background(STARTER_BUNDLE / GALLERY_FILE, embedder.dim)

@@ -34,6 +34,7 @@ SETTINGS = EvaluateParams(
     augmented_per_photo=0,
     fpir=0.01,
     misnamed=0.01,
+    refused_sets=0.01,
     promised_fpir=0.05,
     promised_misnamed=0.05,
     confidence=0.95,

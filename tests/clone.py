@@ -27,6 +27,7 @@ def tiny(params: dict[str, Any]) -> dict[str, Any]:
     params["convert"] |= {"calibration_images": 60, "parity_images": 60, "min_mean_cosine": 0.95}
     params["enroll"] |= {"references_per_side": 3, "background_photos": 20}
     params["evaluate"] |= {"fpir": 0.2, "misnamed": 0.2, "promised_fpir": 0.9}
+    params["evaluate"] |= {"refused_sets": 0.2}
     params["evaluate"] |= {"promised_misnamed": 0.9, "max_fnir": 1, "max_flips": 0.4}
     params["evaluate"] |= {"min_recall_at_1_seen": 0.25, "min_recall_at_1_new": 0.1}
     params["locate"] |= {"rendered_pills": 10, "calibration_scenes": 10, "validation_scenes": 10}

@@ -197,10 +197,22 @@ def test_thresholds_of_smaller_galleries_are_read(bundle: Path) -> None:
     assert read_bundle(bundle).calibration.smaller == ()
 
 
+def test_a_bundle_of_format_8_has_the_agreement_of_its_time(bundle: Path) -> None:
+    edit(bundle, lambda manifest: manifest["calibration"].update(agreement=0.12))
+    assert read_bundle(bundle).calibration.agreement == 0.12
+
+    def as_format_8(manifest: dict[str, Any]) -> None:
+        manifest["format"] = 8
+        del manifest["calibration"]["agreement"]
+
+    edit(bundle, as_format_8)
+    assert read_bundle(bundle).calibration.agreement == 0.3
+
+
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        (lambda m: m.update(format=7), "format 7; expected format 8"),
+        (lambda m: m.update(format=7), "format 7; expected format 8 or 9"),
         (lambda m: m.update(format="1"), "format '1'"),
         (lambda m: m.update(format=True), "format True"),
         (lambda m: m.pop("format"), "format None"),
@@ -208,6 +220,7 @@ def test_thresholds_of_smaller_galleries_are_read(bundle: Path) -> None:
         (lambda m: m.pop("calibration"), "calibration: Field required"),
         (lambda m: m["calibration"].update(threshold=float("nan")), "threshold"),
         (lambda m: m["calibration"]["evidence"].update(fpir_upper=0.5), "fpir of up to 0.5000"),
+        (lambda m: m["calibration"].update(agreement=1.1), "agreement"),
         (lambda m: m["calibration"].pop("evidence"), "calibration.evidence: Field required"),
         (lambda m: m["model"].update(input_size_px="32"), "input_size_px"),
         (lambda m: m["locator"].update(min_confidence=0.0), "locator.min_confidence"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import cv2
@@ -15,11 +16,11 @@ from pilltrack.core.decide import Rule
 from pilltrack.core.gallery import Candidate
 from pilltrack.core.locate import Found
 from pilltrack.core.quality import (
-    AGREEMENT,
     LEAST_LENGTH,
     MOST_BLUR,
     Fault,
     collision,
+    least_agreement,
     measure,
     photo_faults,
     set_faults,
@@ -30,6 +31,7 @@ Photo = NDArray[np.uint8]
 GREY, WHITE, BLUE, BROWN = (120, 118, 115), (236, 235, 230), (60, 110, 190), (95, 60, 40)
 INPUT_PX = 128
 RULE = Rule(threshold=0.6, margin=0.05)
+faults_of_set = functools.partial(set_faults, agreement=0.3)
 
 
 def kinds(faults: list[Fault]) -> list[str]:
@@ -320,76 +322,80 @@ def test_any_find_in_any_photo_is_measured(seed: int, height: int, width: int) -
 
 def test_photos_that_agree_and_show_both_sides_have_no_fault() -> None:
     rows = unit([1, 0, 0], [1, 0.2, 0], [0, 0, 1], [0, 0.2, 1])
-    assert set_faults(["a", "b", "c", "d"], rows, ["front", "front", "back", "back"]) == []
+    assert faults_of_set(["a", "b", "c", "d"], rows, ["front", "front", "back", "back"]) == []
 
 
 def test_the_odd_one_of_three_is_named() -> None:
     rows = unit([1, 0, 0], [0, 1, 0], [1, 0.1, 0])
-    (fault,) = set_faults(["a", "b", "c"], rows, ["front"] * 3, ["back"])
+    (fault,) = faults_of_set(["a", "b", "c"], rows, ["front"] * 3, ["back"])
     assert (fault.kind, fault.image) == ("disagrees", "b")
     assert "0.05" in fault.found  # the mean of 0 and 0.1 / sqrt(1.01)
 
 
 def test_two_odd_ones_of_five_are_named() -> None:
     rows = unit([1, 0, 0], [0, 1, 0], [1, 0.1, 0], [0, 0, 1], [1, 0, 0.1])
-    faults = set_faults(["a", "b", "c", "d", "e"], rows, ["front"] * 5, ["back"])
+    faults = faults_of_set(["a", "b", "c", "d", "e"], rows, ["front"] * 5, ["back"])
     assert {fault.image for fault in faults} == {"b", "d"}
 
 
 def test_of_two_that_disagree_neither_is_called_wrong() -> None:
-    (fault,) = set_faults(["a", "b"], unit([1, 0], [0, 1]), ["front"] * 2, ["back"])
+    (fault,) = faults_of_set(["a", "b"], unit([1, 0], [0, 1]), ["front"] * 2, ["back"])
     assert (fault.kind, fault.image) == ("disagrees", "")
     assert "a and b" in fault.found
 
 
 def test_front_and_back_need_not_agree() -> None:
-    assert set_faults(["a", "b"], unit([1, 0], [0, 1]), ["front", "back"]) == []
+    assert faults_of_set(["a", "b"], unit([1, 0], [0, 1]), ["front", "back"]) == []
 
 
 def test_a_photo_the_model_sees_nothing_in_disagrees() -> None:
     rows = np.vstack([unit([1, 0], [1, 0]), np.zeros((1, 2), np.float32)])
-    (fault,) = set_faults(["a", "b", "c"], rows, ["front"] * 3, ["back"])
+    (fault,) = faults_of_set(["a", "b", "c"], rows, ["front"] * 3, ["back"])
     assert fault.image == "c"
 
 
 @pytest.mark.parametrize("more", [-0.01, 0.01])
 def test_agreement_is_a_limit_that_can_be_set(more: float) -> None:
     rows = unit([1, 0], [0.5, math.sqrt(0.75)])
-    faults = set_faults(["a", "b"], rows, ["front"] * 2, ["back"], 0.5 + more)
+    faults = faults_of_set(["a", "b"], rows, ["front"] * 2, ["back"], agreement=0.5 + more)
     assert bool(faults) == (more > 0)
 
 
-@pytest.mark.parametrize("more", [-0.01, 0.01])
-def test_photos_agree_from_the_limit_on(more: float) -> None:
-    cosine = AGREEMENT + more
-    rows = unit([1, 0], [cosine, math.sqrt(1 - cosine**2)])
-    assert bool(set_faults(["a", "b"], rows, ["front"] * 2, ["back"])) == (more < 0)
+def test_agreement_is_that_of_the_photo_least_like_the_others() -> None:
+    rows = unit([1, 0], [1, 0], [0.6, 0.8])
+    assert least_agreement(rows[:2]) == 1
+    least = least_agreement(rows)
+    assert least == pytest.approx(0.6)
+    three = ["front"] * 3
+    assert faults_of_set(["a", "b", "c"], rows, three, ["back"], agreement=least) == []
+    (fault,) = faults_of_set(["a", "b", "c"], rows, three, ["back"], agreement=least + 1e-6)
+    assert fault.image == "c"
 
 
 @pytest.mark.parametrize(("side", "missing"), [("front", "back"), ("back", "front")])
 def test_only_one_side_is_a_fault_until_the_other_is_enrolled(side: str, missing: str) -> None:
     rows = unit([1, 0], [1, 0])
-    (fault,) = set_faults(["a", "b"], rows, [side] * 2)
+    (fault,) = faults_of_set(["a", "b"], rows, [side] * 2)
     assert (fault.kind, fault.image) == ("one side", "")
     assert missing in fault.found
-    assert set_faults(["a", "b"], rows, [side] * 2, [missing]) == []
+    assert faults_of_set(["a", "b"], rows, [side] * 2, [missing]) == []
 
 
 def test_photos_that_say_no_side_may_all_show_one() -> None:
-    (fault,) = set_faults(["a"], unit([1, 0]), [""])
+    (fault,) = faults_of_set(["a"], unit([1, 0]), [""])
     assert fault.kind == "one side"
     assert "no photo says" in fault.found
 
 
 def test_no_photos_of_a_pill_that_has_both_sides_are_no_fault() -> None:
-    assert set_faults([], np.empty((0, 3), np.float32), [], ["front", "back"]) == []
+    assert faults_of_set([], np.empty((0, 3), np.float32), [], ["front", "back"]) == []
 
 
 def test_sides_and_rows_must_fit_the_photos() -> None:
     with pytest.raises(ValueError, match="2 photos, 1 sides"):
-        set_faults(["a", "b"], unit([1, 0], [1, 0]), ["front"])
+        faults_of_set(["a", "b"], unit([1, 0], [1, 0]), ["front"])
     with pytest.raises(ValueError, match="'top'"):
-        set_faults(["a"], unit([1, 0]), ["top"])
+        faults_of_set(["a"], unit([1, 0]), ["top"])
 
 
 # Against the enrolled pills
@@ -459,7 +465,7 @@ def test_every_fault_says_what_to_do() -> None:
         *photo_faults("a", photo // 8, [found], INPUT_PX),
         *photo_faults("a", clipped(photo * 9.0), [found], INPUT_PX),
         *photo_faults("a", small, [found_in(np.ones((20, 20), bool))], INPUT_PX),
-        *set_faults(["a", "b"], unit([1, 0], [0, 1]), ["front"] * 2),
+        *faults_of_set(["a", "b"], unit([1, 0], [0, 1]), ["front"] * 2),
     ]
     collides = collision(["a"], [[Candidate("x", 0.9)]], "new", RULE)
     assert collides is not None

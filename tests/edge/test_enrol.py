@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import functools
+import json
+import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,6 @@ from fastapi.testclient import TestClient
 from pilltrack.core.errors import ImageRejected, InputRejected, StageFailed
 from pilltrack.core.local import LocalReferences, digest_of
 from pilltrack.core.locate import MAX_CROP_PX, Found, Locator
-from pilltrack.core.quality import set_faults
 from pilltrack.edge.app import create_app
 from pilltrack.edge.audit import AuditLog
 from pilltrack.edge.enrol import PhotosRefused
@@ -123,14 +124,21 @@ def test_all_faults_are_said_at_once(service: Service) -> None:
     assert "1.png: blurred; 2.png: too dark" in str(refused.value)
 
 
-def test_photos_of_two_pills_disagree(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("agreement", [0.6, 0.7])
+def test_photos_of_two_pills_disagree_by_the_limit_of_the_bundle(
+    bundle: Path, tmp_path: Path, agreement: float
+) -> None:
     # All pills are alike to the golden model: two have a cosine of 0.67.
-    stricter = functools.partial(set_faults, agreement=0.7)
-    monkeypatch.setattr("pilltrack.edge.enrol.set_faults", stricter)
+    strict = shutil.copytree(bundle, tmp_path / "strict")
+    manifest = json.loads((strict / "manifest.json").read_text())
+    manifest["calibration"]["agreement"] = agreement
+    (strict / "manifest.json").write_text(json.dumps(manifest))
+    service = Service(strict, tmp_path / "home", threads=1)
     photos = named(pill_photo(BLUE), pill_photo(RED, at=HERE), pill_photo(BLUE, at=THERE))
-    with pytest.raises(PhotosRefused) as refused:
+    with closing(service), pytest.raises(PhotosRefused) as refused:
         service.enrol("blue", [*photos, *named(pill_photo(BLUE))], ["front"] * 3 + ["back"], NOW)
-    assert ("disagrees", "2.png") in [(f.kind, f.image) for f in refused.value.judged.faults]
+    said = [(fault.kind, fault.image) for fault in refused.value.judged.faults]
+    assert (("disagrees", "2.png") in said) == (agreement > 0.67)
 
 
 def test_a_pill_of_the_bundle_collides_without_a_picture(service: Service) -> None:

@@ -345,6 +345,7 @@ SMALLER = {"gallery_size": 5, "threshold": 0.71, "fpir_upper": 0.34567, "misname
         ({"threshold": 0.90002}, r"threshold 0\.9 in metrics\.json, 0\.90002"),
         ({"margin": 0.02}, r"margin 0\.01 in metrics\.json, 0\.02"),
         ({"gallery_size": 12}, r"gallery_size 11"),
+        ({"agreement": 0.31}, r"agreement 0\.3 in metrics\.json, 0\.31"),
         ({"captures": "real"}, r"lacks the real captures"),
         ({"n_stranger_pills": 9}, r"n_stranger_pills 8 in metrics\.json, 9"),
         ({"fpir_upper": 0.36}, r"fpir_upper 0\.35 in metrics\.json, 0\.36"),
@@ -1236,6 +1237,13 @@ def _metrics(params: Params, rows: Sequence[OutcomeRow] | None = None) -> dict[s
             "n_mated_probes": 56,
             "n_mated_pills": 14,
         },
+        "enrolment": {
+            "agreement": 0.3,
+            "refused": 0.0456,
+            "caught": 0.9876,
+            "n_pills": 14,
+            "n_sets": 27,
+        },
         "model": {"int8_bytes": 3255152},
         "smaller_galleries": {
             "5": {
@@ -1348,7 +1356,7 @@ def _write_run(
     write_outcomes(evaluate / "outcomes.csv", rows)
     space = open_embedder(artifacts / "convert" / "model.tflite").space
     rule = Rule(threshold=0.9, margin=margin)
-    calibration = calibration_of(rule, {5: 0.71, 10: 0.81}, metrics, settings, space)
+    calibration = calibration_of(rule, {5: 0.71, 10: 0.81}, 0.3, metrics, settings, space)
     assert [size.gallery_size for size in calibration.smaller] == [5]
     (evaluate / "calibration.json").write_text(calibration.model_dump_json())
 

@@ -32,8 +32,8 @@ from pilltrack.core.gallery import Gallery, read_background, read_space
 from pilltrack.core.locate import Locator, LocatorCard
 from pilltrack.core.probes import Picture, promise, read_probes, save_probes
 
-FORMAT: Final = 8
-READABLE = (8,)  # up to 7 thresholds were set on other scores (`core.looks`)
+FORMAT: Final = 9
+READABLE = (8, 9)  # up to 7 thresholds were set on other scores (`core.looks`)
 MANIFEST_FILE = "manifest.json"
 GALLERY_FILE = "gallery.safetensors"
 LOCATOR_FILE = "locator.tflite"
@@ -69,7 +69,7 @@ class FileRecord(_Part):
 class Manifest(_Part):
     """The content of manifest.json; `pills` maps each pill to its metadata (NDC, name, ...)."""
 
-    format: Literal[8]
+    format: Literal[8, 9]
     name: str = Field(min_length=1)
     git_commit: str
     data_digest: str

@@ -57,7 +57,6 @@ MOST_BURNT = 0.65  # of the pill's area
 # without a print. It catches 99 % of those with a photo of another pill, and of rendered ones 42 %
 # where that has the same colour and shape, 48 % with the other side. A limit of 0.7 refused 48 and
 # 77 % of good sets, and caught 60 and 85 % of the last two.
-AGREEMENT = 0.3  # mean cosine of a photo to the others of its side
 
 _CLOSER = "Go closer, until the pill is about a quarter of the picture long."
 _LOOK_PX = 160  # length of the pill in the close-up, if the photo shows as much
@@ -173,25 +172,39 @@ def measure(photo: NDArray[np.uint8], found: Found) -> Measures:
     )
 
 
+def least_agreement(embeddings: NDArray[np.float32]) -> float:
+    """Mean cosine to the others of the photo of one side that is least like them, -1 to 1.
+
+    `embeddings` (N, D) float32, N > 1, of unit length.
+
+    >>> round(least_agreement(np.array([[1, 0], [1, 0], [0.6, 0.8]], np.float32)), 4)
+    0.6
+    """
+    return float(_mean_cosines(embeddings).min())
+
+
 def set_faults(
     images: Sequence[str],
     embeddings: NDArray[np.float32],
     sides: Sequence[str],
     sides_enrolled: Collection[str] = (),
-    agreement: float = AGREEMENT,
+    *,
+    agreement: float,
 ) -> list[Fault]:
     """Say what is wrong with all photos of one pill together.
 
     `embeddings` (N, D) float32, of unit length, are those of `core.enrol.embed_references`, one
     for each of `images`; `sides` says what each shows, "front", "back" or nothing;
     `sides_enrolled` which sides the pill has already. Photos of one side shall agree: while the
-    mean cosine of one to the others is below `agreement` (-1 to 1), the least similar is named and
-    left out. Of the last two, nobody can say which is wrong: a fault without a photo.
+    mean cosine of one to the others is below `agreement` (-1 to 1; `Calibration` has it), the least
+    similar is named and left out. Of the last two, nobody can say which is wrong: a fault without a
+    photo.
 
     Raises ValueError for lengths that differ, another shape, or another side.
 
     >>> rows = np.array([[1, 0], [1, 0], [0, 1]], np.float32)
-    >>> [fault.image for fault in set_faults(["a", "b", "c"], rows, ["front"] * 3, ["back"])]
+    >>> sides = ["front"] * 3
+    >>> [f.image for f in set_faults(["a", "b", "c"], rows, sides, ["back"], agreement=0.3)]
     ['c']
     """
     if embeddings.ndim != 2 or not len(images) == len(embeddings) == len(sides):
@@ -277,12 +290,10 @@ def _border_faults(image: str, photo: NDArray[np.uint8], found: Found) -> list[F
 def _disagreements(
     images: Sequence[str], embeddings: NDArray[np.float32], agreement: float
 ) -> list[Fault]:
-    cosines = embeddings @ embeddings.T
     kept: list[int] = list(range(len(images)))
     faults: list[Fault] = []
     while len(kept) > 1:
-        among = cosines[np.ix_(kept, kept)]
-        means = (among.sum(axis=1) - among.diagonal()) / (len(kept) - 1)
+        means = _mean_cosines(embeddings[kept])
         least = int(means.argmin())
         if means[least] >= agreement:
             break
@@ -298,6 +309,13 @@ def _disagreements(
         )
         faults.append(Fault(images[kept.pop(least)], "disagrees", seen, wanted, remedy))
     return faults
+
+
+def _mean_cosines(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of each of N > 1 rows, the mean cosine to the others."""
+    cosines = embeddings @ embeddings.T
+    means: NDArray[np.float32] = (cosines.sum(axis=1) - cosines.diagonal()) / (len(cosines) - 1)
+    return means
 
 
 def _side_faults(shown: set[str]) -> list[Fault]:

@@ -161,10 +161,13 @@ def _judged(
         if not embedding.any():
             raise _nothing_seen(name)
     enrolled = {reference.side for reference in identifier.gallery.references(pill)}
-    faults += set_faults([*cut], embeddings, shown, {*enrolled, *sides})
+    calibration = identifier.calibration
+    faults += set_faults(
+        [*cut], embeddings, shown, {*enrolled, *sides}, agreement=calibration.agreement
+    )
     probes = identifier.embedder.embed(squares)
     candidates = identifier.gallery.search(probes, 2)
-    rule = identifier.calibration.rule_for(len({*identifier.gallery.pills(), pill}))
+    rule = calibration.rule_for(len({*identifier.gallery.pills(), pill}))
     if fault := collision([*cut], candidates, pill, rule):
         faults.append(fault)
         alike = _most_alike(identifier, home, fault.other, probes[[*cut].index(fault.image)])

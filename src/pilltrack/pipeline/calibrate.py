@@ -1,7 +1,7 @@
-"""Validation pills -> the rule by which the device accepts: threshold and ambiguity margin.
+"""Validation pills -> the rule by which the device accepts, and how alike photos to enrol must be.
 
-The threshold is set on strangers, the margin on enrolled pills, both by the same method: split
-conformal prediction in which each pill has one vote.
+The threshold is set on strangers, the margin on enrolled pills, the agreement on good sets of
+photos, all by the same method: split conformal prediction in which each pill has one vote.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def calibrate(strangers: Outcomes, mated: Outcomes, *, fpir: float, misnamed: fl
         ("enrolled pills", mated, "evaluate.misnamed", misnamed),
     ):
         if len(set(outcomes.truth)) < pills_for_aim(aim):
-            raise _too_few(who, outcomes, key, aim)
+            raise _too_few(who, outcomes.truth, key, aim)
     threshold = conformal_threshold(strangers.best, strangers.truth, fpir)
     if threshold >= REJECT_EVERYTHING or not (mated.best > strangers.best.min()).any():
         raise StageFailed(
@@ -49,6 +49,20 @@ def calibrate(strangers: Outcomes, mated: Outcomes, *, fpir: float, misnamed: fl
     gaps = np.where(at_risk, mated.best - mated.second, NEVER_NAMED_WRONGLY)
     margin = conformal_threshold(gaps, mated.truth, misnamed)
     return Rule(threshold=threshold, margin=max(0.0, margin))
+
+
+def agreement_limit(agreements: Sequence[float], pills: Sequence[str], share: float) -> float:
+    """Below what agreement a set of photos is questioned: at most `share` of good ones are.
+
+    `agreements` (N,), -1 to 1, and `pills` (N,): how much the photos of each good set of validation
+    pills agree, and of which pill they are. By the method of the threshold, so it holds for the
+    next set of the next pill.
+
+    Raises StageFailed when there are too few pills for the aim.
+    """
+    if len(set(pills)) < pills_for_aim(share):
+        raise _too_few("pills with two photos of a side", pills, "evaluate.refused_sets", share)
+    return max(-1.0, -conformal_threshold(-np.asarray(agreements, np.float64), pills, share))
 
 
 def conformal_threshold(
@@ -110,10 +124,10 @@ def pills_for_aim(share: float) -> int:
     return math.ceil(1 / Fraction(str(float(share)))) - 1
 
 
-def _too_few(who: str, outcomes: Outcomes, key: str, aim: float) -> StageFailed:
+def _too_few(who: str, pills: Sequence[str], key: str, aim: float) -> StageFailed:
     return StageFailed(
         f"calibration for {key} {aim:g}",
-        found=f"{len(set(outcomes.truth))} {who} in the validation split",
+        found=f"{len(set(pills))} {who} in the validation split",
         expected=f"at least {pills_for_aim(aim)}",
         remedy="Add pills, raise `prepare.validation_share` (or change `prepare.stranger_share`), "
         f"or aim lower with a higher `{key}`.",

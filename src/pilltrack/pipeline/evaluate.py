@@ -24,7 +24,9 @@ from pilltrack.core.decide import Calibration, Evidence, Rule, SmallerGallery
 from pilltrack.core.embedder import open_embedder
 from pilltrack.core.files import write_atomically
 from pilltrack.core.gallery import Gallery
+from pilltrack.pipeline.agreement import embed_sets, measure_agreement, sets_of
 from pilltrack.pipeline.audit import archive_digest
+from pilltrack.pipeline.calibrate import agreement_limit
 from pilltrack.pipeline.cohorts import ALL_CAPTURES, Cohort, cohort_of, require_captures
 from pilltrack.pipeline.enroll import (
     background_of,
@@ -114,6 +116,11 @@ def main(params: Params, artifacts: Path) -> None:
         )
         aimed = thresholds_by_size(strangers, new, settings)
         student_rule, _ = calibrate_on(student_gallery, shots, by_student, settings)
+        good, tested = (
+            embed_sets(shipped, sets_of(params, rows, split), prepared, params.capture)
+            for split in ("validation", "test")
+        )
+        agreement = agreement_limit(good.agreements(), good.pills, settings.refused_sets)
 
         trials: dict[str, Trial] = {}
         for captures in ALL_CAPTURES:
@@ -138,6 +145,7 @@ def main(params: Params, artifacts: Path) -> None:
             },
             "model": {"int8_bytes": model.stat().st_size},
             "calibration": _calibration_facts(rule, found),
+            "enrolment": measure_agreement(agreement, tested, settings.seed),
             "test": {
                 captures: measure_trial(trial, gallery, settings)
                 for captures, trial in trials.items()
@@ -168,7 +176,7 @@ def main(params: Params, artifacts: Path) -> None:
     write_lookalikes(out / "lookalikes.csv", measure_pictures(prepared, alike))
     _write_plots(out, gated, metrics["test"][settings.captures])
     gate(Metrics.model_validate(metrics), settings)
-    calibration = calibration_of(rule, thresholds, metrics, settings, shipped.space)
+    calibration = calibration_of(rule, thresholds, agreement, metrics, settings, shipped.space)
     write_atomically(out / "calibration.json", calibration.model_dump_json(indent=1).encode())
 
 
@@ -371,6 +379,7 @@ def _write_plots(out: Path, trial: Trial, measured: Measures) -> None:
 def calibration_of(
     rule: Rule,
     thresholds: Mapping[int, float],
+    agreement: float,
     metrics: Measures,
     settings: EvaluateParams,
     space: str,
@@ -394,6 +403,7 @@ def calibration_of(
         gallery_size=metrics["gallery"]["pills"],
         background_size=metrics["gallery"]["background"],
         captures=settings.captures,
+        agreement=agreement,
         evidence=Evidence(
             n_stranger_pills=strangers["n_pills"],
             n_stranger_photos=strangers["n_probes"],

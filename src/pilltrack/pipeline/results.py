@@ -150,6 +150,16 @@ class RuleSet(_Part):
     n_mated_pills: Count
 
 
+class Enrolment(_Part):
+    """How much photos of one side must agree, and what that does to sets of test pills: shares."""
+
+    agreement: Annotated[float, Field(ge=-1, le=1)]
+    refused: Share  # of good sets
+    caught: Share  # of sets with another pill's photo
+    n_pills: Count
+    n_sets: Count
+
+
 class SmallerGalleries(_Part):
     """A threshold for galleries of one size, and what it does on test pills: shares."""
 
@@ -181,6 +191,7 @@ class Metrics(_Part):
     origin: Origin
     gallery: GallerySize
     calibration: RuleSet
+    enrolment: Enrolment | None = None  # older results lack it
     model: ModelSize
     test: dict[Captures, Test]
     smaller_galleries: dict[Annotated[int, Field(ge=1)], SmallerGalleries] = {}
@@ -344,6 +355,8 @@ def _other_calibration(metrics: Metrics, calibration: Calibration) -> Iterator[s
         for key in ("threshold", "fpir_upper", "misnamed_upper"):
             name = f"{key} of {size.gallery_size} pills"
             pairs.append((name, getattr(measured, key), getattr(size, key)))
+    if metrics.enrolment:
+        pairs.append(("agreement", metrics.enrolment.agreement, calibration.agreement))
     for name, told, shipped in (
         *pairs,
         ("threshold", metrics.calibration.threshold, calibration.threshold),

@@ -1,0 +1,111 @@
+"""How alike photos of one side of a pill are, and below what likeness enrolment questions them.
+
+A good set is what a careful person hands in for one side; in a wrong one the last photo shows
+another pill. The limit is set on good sets of validation pills; sets of test pills tell what it
+does (docs/adr/0008-agreement.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from pilltrack.core.embedder import Embedder
+from pilltrack.core.enrol import embed_references
+from pilltrack.core.quality import least_agreement
+from pilltrack.pipeline.cohorts import cohort_of
+from pilltrack.pipeline.data import appearance_of
+from pilltrack.pipeline.intervals import pill_means
+from pilltrack.pipeline.params import CaptureParams, Params
+from pilltrack.pipeline.protocol import Measures, rounded
+from pilltrack.pipeline.shots import Shot, photo_of
+from pilltrack.pipeline.table import SPLITS, ImageRow, Split
+
+PHOTOS = 3  # of a set, where there are so many
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Good sets: the pill of each, and its photos' embeddings (2 or 3, D), as enrolled."""
+
+    pills: Sequence[str]
+    embeddings: Sequence[NDArray[np.float32]]
+
+    def agreements(self) -> list[float]:
+        """`least_agreement` of each."""
+        return [least_agreement(photos) for photos in self.embeddings]
+
+    def with_wrong_photos(self, seed: int) -> Sets:
+        """The same, with the last photo of each replaced by one of another pill.
+
+        Raises ValueError where all sets are of one pill.
+        """
+        if len(set(self.pills)) < 2:
+            raise ValueError(f"sets of {len(set(self.pills))} pills; expected two or more")
+        rng, wrong = np.random.default_rng(seed), []
+        for pill, photos in zip(self.pills, self.embeddings, strict=True):
+            other = int(rng.integers(len(self.pills)))
+            while self.pills[other] == pill:
+                other = int(rng.integers(len(self.pills)))
+            wrong.append(np.stack([*photos[:-1], self.embeddings[other][-1]]))
+        return Sets(self.pills, wrong)
+
+
+def sets_of(params: Params, rows: Sequence[ImageRow], split: Split) -> list[list[Shot]]:
+    """Two or three photos of each side of the pills of a split that were not trained on.
+
+    They are of the kind `evaluate.captures`: three new captures of one photo, or photos as they
+    are, no two of them duplicates. A side with one photo alone makes no set.
+    """
+    sides: dict[str, dict[str, ImageRow]] = {}
+    for row in rows:
+        if row.split == split and cohort_of(row) != "seen":
+            sides.setdefault(appearance_of(row), {}).setdefault(row.group, row)
+    seeds = np.random.default_rng([params.evaluate.seed, SPLITS.index(split), PHOTOS])
+    wanted, sets = params.evaluate.captures, []
+    for groups in sides.values():
+        photos = list(groups.values())
+        if wanted == "augmented":
+            sets.append([Shot(photos[0], int(seeds.integers(2**62))) for _ in range(PHOTOS)])
+        else:
+            sets.append([Shot(row, None) for row in photos if row.capture == wanted][:PHOTOS])
+    return [shots for shots in sets if len(shots) > 1]
+
+
+def embed_sets(
+    embedder: Embedder, sets: Sequence[Sequence[Shot]], prepared: Path, capture: CaptureParams
+) -> Sets:
+    """Embed each set as the device does; progress is shown on a terminal.
+
+    Raises ImageRejected for a photo that cannot be read.
+    """
+    bar = tqdm(sets, desc="agreement", unit="set", disable=None)
+    embeddings = [
+        embed_references(embedder, [photo_of(shot, prepared, capture) for shot in shots])
+        for shots in bar
+    ]
+    return Sets([shots[0].row.pill for shots in sets], embeddings)
+
+
+def measure_agreement(limit: float, sets: Sets, seed: int) -> Measures:
+    """The limit, and which shares of good sets and of wrong ones it questions.
+
+    Each pill has one vote. `n_pills` and `n_sets` are those of either kind.
+    """
+    wrong = sets.with_wrong_photos(seed)
+    return {
+        "agreement": rounded(limit),
+        "refused": rounded(_share_below(limit, sets)),
+        "caught": rounded(_share_below(limit, wrong)),
+        "n_pills": len(set(sets.pills)),
+        "n_sets": len(sets.pills),
+    }
+
+
+def _share_below(limit: float, sets: Sets) -> float:
+    return float(pill_means(np.array(sets.agreements()) < limit, sets.pills).mean())
