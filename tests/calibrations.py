@@ -28,5 +28,6 @@ def calibration(space: str = "s", threshold: float = 0.5, margin: float = 0.1) -
         confidence=0.95,
         gallery_size=3,
         captures="simulated",
+        agreement=0.3,
         evidence=EVIDENCE,
     )

@@ -39,6 +39,8 @@ from pilltrack.core.preprocess import to_model_input
 from pilltrack.core.probes import read_probes
 from pilltrack.edge.selftest import self_test
 from pilltrack.pipeline import evaluate, package, trial
+from pilltrack.pipeline.agreement import embed_sets, measure_agreement, sets_of
+from pilltrack.pipeline.calibrate import agreement_limit
 from pilltrack.pipeline.evaluate_folder import evaluate_folder
 from pilltrack.pipeline.models import EmbeddingNet, save_network
 from pilltrack.pipeline.params import load_params
@@ -157,6 +159,21 @@ def test_fewer_pills_have_the_thresholds_that_test_pills_prove(repository: Path)
     assert [size.gallery_size for size in calibration.smaller] == proven
     for size in calibration.smaller:
         assert size.threshold == pytest.approx(found[size.gallery_size].threshold, abs=1e-5)
+
+
+def test_photos_to_enrol_agree_as_those_of_validation_pills_do(repository: Path) -> None:
+    prepared = repository / "artifacts" / "prepare"
+    params, bundle = load_params(repository / "params.yaml"), read_bundle(repository / BUNDLE)
+    embedder = open_embedder(repository / BUNDLE / bundle.model.file)
+    rows, seed = load_images(prepared), params.evaluate.seed
+    good, tested = (
+        embed_sets(embedder, sets_of(params, rows, split), prepared, params.capture)
+        for split in ("validation", "test")
+    )
+    limit = agreement_limit(good.agreements(), good.pills, params.evaluate.refused_sets)
+    assert -1 < limit == pytest.approx(bundle.calibration.agreement, abs=1e-5)
+    metrics = json.loads((repository / "artifacts" / "evaluate" / "metrics.json").read_text())
+    assert metrics["enrolment"] == pytest.approx(measure_agreement(limit, tested, seed), abs=1e-4)
 
 
 def test_evaluate_folder_gives_the_numbers_of_the_library_call(

@@ -91,6 +91,7 @@ def tiny_calibration(
         smaller=() if alone is None else (one,),
         background_size=background_size,
         captures="rendered",
+        agreement=0.3,
         evidence=Evidence(
             n_stranger_pills=60,
             n_stranger_photos=120,

@@ -221,6 +221,7 @@ def test_a_bundle_of_format_8_has_the_agreement_of_its_time(bundle: Path) -> Non
         (lambda m: m["calibration"].update(threshold=float("nan")), "threshold"),
         (lambda m: m["calibration"]["evidence"].update(fpir_upper=0.5), "fpir of up to 0.5000"),
         (lambda m: m["calibration"].update(agreement=1.1), "agreement"),
+        (lambda m: m["calibration"].pop("agreement"), "calibration.agreement: Field required"),
         (lambda m: m["calibration"].pop("evidence"), "calibration.evidence: Field required"),
         (lambda m: m["model"].update(input_size_px="32"), "input_size_px"),
         (lambda m: m["locator"].update(min_confidence=0.0), "locator.min_confidence"),

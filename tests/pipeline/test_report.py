@@ -442,6 +442,20 @@ def test_page_says_what_thresholds_fewer_pills_have(
     assert "up to 5 0.7100 1.2 % (at most 34.6 %) 2.3 % (at most 29.0 %) 3.5 % up to 10 " in text
 
 
+def test_page_says_which_photos_to_enrol_are_refused(
+    artifacts: Path, params: Params, tmp_path: Path
+) -> None:
+    page, _ = _texts(params, artifacts, tmp_path / "with")
+    assert "less alike than 0.30" in page
+    assert "4.6 % of good sets" in page
+    assert "98.8 % of sets with another pill’s photo (27 sides of 14 test pills)" in page
+    metrics = _metrics(params)
+    del metrics["enrolment"]  # of an older run, or too few photos
+    _write_metrics(artifacts / "evaluate", metrics)
+    page, _ = _texts(params, artifacts, tmp_path / "without")
+    assert "less alike than" not in page
+
+
 def test_a_bundle_of_other_data_is_not_this_runs(
     artifacts: Path, params: Params, tmp_path: Path
 ) -> None:

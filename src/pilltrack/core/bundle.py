@@ -20,7 +20,7 @@ import shutil
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -34,6 +34,7 @@ from pilltrack.core.probes import Picture, promise, read_probes, save_probes
 
 FORMAT: Final = 9
 READABLE = (8, 9)  # up to 7 thresholds were set on other scores (`core.looks`)
+AGREEMENT_OF_8 = 0.3  # all bundles of format 8 have it, and none says so
 MANIFEST_FILE = "manifest.json"
 GALLERY_FILE = "gallery.safetensors"
 LOCATOR_FILE = "locator.tflite"
@@ -178,6 +179,11 @@ def read_bundle(directory: Path) -> Manifest:
     return manifest
 
 
+def of_format_9(calibration: Mapping[str, Any]) -> dict[str, Any]:
+    """The calibration of a manifest of format 8 or 9, with what format 8 leaves unsaid."""
+    return {"agreement": AGREEMENT_OF_8, **calibration}
+
+
 def _may_hold_bundle(directory: Path) -> bool:
     if not directory.exists():
         return True
@@ -209,6 +215,9 @@ def _read_manifest(directory: Path) -> Manifest:
             remedy="A newer format needs a newer PillTrack on this device; an older bundle "
             "has to be built again.",
         )
+    calibration = content.get("calibration")
+    if found_format == 8 and isinstance(calibration, dict):
+        raw = json.dumps(content | {"calibration": of_format_9(calibration)}).encode()
     try:
         return Manifest.model_validate_json(raw)
     except ValidationError as error:

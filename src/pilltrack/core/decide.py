@@ -25,7 +25,6 @@ REJECT_EVERYTHING = just_above(1.0)
 # people enrol and meet is more alike, and their photos are harder, than what the thresholds were
 # set on (docs/adr/0006-gallery-size.md).
 RESERVE = 12
-AGREEMENT = 0.3  # of bundles of format 8, which say nothing about it (docs/adr/0008-agreement.md)
 
 
 class Rule(BaseModel):
@@ -85,8 +84,8 @@ class Calibration(Rule):
     they were measured on real or simulated captures. The rule is for scores held against a
     background of `background_size` embeddings: with another, all three are void.
 
-    `agreement`, a mean cosine, is no promise: photos of one side that are less like each other are
-    questioned when a pill is enrolled.
+    `agreement`, a mean cosine, is no promise: photos to enrol of one side that are less like each
+    other are refused, unless somebody gives a reason. -1 refuses none.
 
     Raises ValidationError for evidence that does not bear out a promise: a bound above it, below
     what was measured, or below what so few pills can prove; and for thresholds that fall as
@@ -100,7 +99,7 @@ class Calibration(Rule):
     gallery_size: int = Field(ge=0)
     background_size: int = Field(ge=0, default=0)
     captures: str = Field(min_length=1)
-    agreement: float = Field(ge=-1, le=1, default=AGREEMENT)
+    agreement: float = Field(ge=-1, le=1)
     evidence: Evidence
     smaller: tuple[SmallerGallery, ...] = ()
 

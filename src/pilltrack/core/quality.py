@@ -8,9 +8,9 @@ against the pills that are enrolled already (`collision`):
     embeddings, sides          -> the photos agree? both sides shown?            -> faults
     candidates of the gallery  -> called another pill?                           -> a fault
 
-Nothing is refused here. Whoever enrols shows the faults, and may go on with a reason. Every limit
-was set by measuring what it costs the starter model and how many good photos it would refuse
-(benchmarks/enrolment_quality.py, enrolment_agreement.py).
+Nothing is refused here. Whoever enrols shows the faults, and may go on with a reason. How much the
+photos must agree, the bundle says; every other limit was set by measuring what it costs the starter
+model and how many good photos it would refuse (benchmarks/enrolment_quality.py).
 """
 
 from __future__ import annotations
@@ -53,10 +53,6 @@ LEAST_BRIGHTNESS = 100.0  # grey level that the brightest twentieth of the close
 # Of white pills on phone photos up to 40 % is burnt out. Over 40 to 60 % of a pill loses 15 of 100
 # new pills, 60 to 75 % 26, 75 to 90 % 41.
 MOST_BURNT = 0.65  # of the pill's area
-# Of sets of three good photos of a side it refuses 6 % if simulated, 13 % if phone photos of pills
-# without a print. It catches 99 % of those with a photo of another pill, and of rendered ones 42 %
-# where that has the same colour and shape, 48 % with the other side. A limit of 0.7 refused 48 and
-# 77 % of good sets, and caught 60 and 85 % of the last two.
 
 _CLOSER = "Go closer, until the pill is about a quarter of the picture long."
 _LOOK_PX = 160  # length of the pill in the close-up, if the photo shows as much
@@ -173,9 +169,9 @@ def measure(photo: NDArray[np.uint8], found: Found) -> Measures:
 
 
 def least_agreement(embeddings: NDArray[np.float32]) -> float:
-    """Mean cosine to the others of the photo of one side that is least like them, -1 to 1.
+    """Mean cosine to the others of the photo of one side that is least like them.
 
-    `embeddings` (N, D) float32, N > 1, of unit length.
+    -1 to 1, but for rounding. `embeddings` (N, D) float32, N > 1, of unit length.
 
     >>> round(least_agreement(np.array([[1, 0], [1, 0], [0.6, 0.8]], np.float32)), 4)
     0.6

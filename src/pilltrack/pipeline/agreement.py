@@ -1,4 +1,4 @@
-"""How alike photos of one side of a pill are, and below what likeness enrolment questions them.
+"""How alike photos of one side of a pill are, and below what likeness enrolment refuses them.
 
 A good set is what a careful person hands in for one side; in a wrong one the last photo shows
 another pill. The limit is set on good sets of validation pills; sets of test pills tell what it
@@ -18,7 +18,6 @@ from tqdm import tqdm
 from pilltrack.core.embedder import Embedder
 from pilltrack.core.enrol import embed_references
 from pilltrack.core.quality import least_agreement
-from pilltrack.pipeline.cohorts import cohort_of
 from pilltrack.pipeline.data import appearance_of
 from pilltrack.pipeline.intervals import pill_means
 from pilltrack.pipeline.params import CaptureParams, Params
@@ -57,23 +56,25 @@ class Sets:
 
 
 def sets_of(params: Params, rows: Sequence[ImageRow], split: Split) -> list[list[Shot]]:
-    """Two or three photos of each side of the pills of a split that were not trained on.
+    """Two or three photos of each side of the pills of a split that is not trained on.
 
-    They are of the kind `evaluate.captures`: three new captures of one photo, or photos as they
-    are, no two of them duplicates. A side with one photo alone makes no set.
+    They are of the kind `evaluate.captures`: photos as they are, no two of them duplicates, or
+    three new captures of one photo that is no probe. A side with too few photos makes no set.
     """
+    wanted = params.evaluate.captures
+    simulated = wanted == "augmented"
     sides: dict[str, dict[str, ImageRow]] = {}
     for row in rows:
-        if row.split == split and cohort_of(row) != "seen":
+        fits = row.role != "probe" if simulated else row.capture == wanted
+        if row.split == split and fits:
             sides.setdefault(appearance_of(row), {}).setdefault(row.group, row)
     seeds = np.random.default_rng([params.evaluate.seed, SPLITS.index(split), PHOTOS])
-    wanted, sets = params.evaluate.captures, []
-    for groups in sides.values():
-        photos = list(groups.values())
-        if wanted == "augmented":
-            sets.append([Shot(photos[0], int(seeds.integers(2**62))) for _ in range(PHOTOS)])
+    sets = []
+    for photo, *others in (list(groups.values()) for groups in sides.values()):
+        if simulated:
+            sets.append([Shot(photo, int(seeds.integers(2**62))) for _ in range(PHOTOS)])
         else:
-            sets.append([Shot(row, None) for row in photos if row.capture == wanted][:PHOTOS])
+            sets.append([Shot(row, None) for row in [photo, *others][:PHOTOS]])
     return [shots for shots in sets if len(shots) > 1]
 
 
@@ -93,9 +94,10 @@ def embed_sets(
 
 
 def measure_agreement(limit: float, sets: Sets, seed: int) -> Measures:
-    """The limit, and which shares of good sets and of wrong ones it questions.
+    """The limit, and which shares of good sets and of wrong ones it refuses.
 
-    Each pill has one vote. `n_pills` and `n_sets` are those of either kind.
+    Each pill has one vote. `n_pills` and `n_sets` are those of either kind. Raises ValueError where
+    all sets are of one pill.
     """
     wrong = sets.with_wrong_photos(seed)
     return {

@@ -36,7 +36,7 @@ def calibrate(strangers: Outcomes, mated: Outcomes, *, fpir: float, misnamed: fl
         ("enrolled pills", mated, "evaluate.misnamed", misnamed),
     ):
         if len(set(outcomes.truth)) < pills_for_aim(aim):
-            raise _too_few(who, outcomes.truth, key, aim)
+            raise _too_few(who, outcomes, key, aim)
     threshold = conformal_threshold(strangers.best, strangers.truth, fpir)
     if threshold >= REJECT_EVERYTHING or not (mated.best > strangers.best.min()).any():
         raise StageFailed(
@@ -52,17 +52,14 @@ def calibrate(strangers: Outcomes, mated: Outcomes, *, fpir: float, misnamed: fl
 
 
 def agreement_limit(agreements: Sequence[float], pills: Sequence[str], share: float) -> float:
-    """Below what agreement a set of photos is questioned: at most `share` of good ones are.
+    """Below what agreement a set of photos is refused: with P <= `share` the next good one is.
 
     `agreements` (N,), -1 to 1, and `pills` (N,): how much the photos of each good set of validation
-    pills agree, and of which pill they are. By the method of the threshold, so it holds for the
-    next set of the next pill.
-
-    Raises StageFailed when there are too few pills for the aim.
+    pills agree, and of which pill they are. It is `conformal_threshold` of their negatives. With
+    too few pills for the aim it is -1, which refuses nothing.
     """
-    if len(set(pills)) < pills_for_aim(share):
-        raise _too_few("pills with two photos of a side", pills, "evaluate.refused_sets", share)
-    return max(-1.0, -conformal_threshold(-np.asarray(agreements, np.float64), pills, share))
+    limit = -conformal_threshold(-np.asarray(agreements, np.float64), pills, share)
+    return min(1.0, max(-1.0, limit))
 
 
 def conformal_threshold(
@@ -124,10 +121,10 @@ def pills_for_aim(share: float) -> int:
     return math.ceil(1 / Fraction(str(float(share)))) - 1
 
 
-def _too_few(who: str, pills: Sequence[str], key: str, aim: float) -> StageFailed:
+def _too_few(who: str, outcomes: Outcomes, key: str, aim: float) -> StageFailed:
     return StageFailed(
         f"calibration for {key} {aim:g}",
-        found=f"{len(set(pills))} {who} in the validation split",
+        found=f"{len(set(outcomes.truth))} {who} in the validation split",
         expected=f"at least {pills_for_aim(aim)}",
         remedy="Add pills, raise `prepare.validation_share` (or change `prepare.stranger_share`), "
         f"or aim lower with a higher `{key}`.",

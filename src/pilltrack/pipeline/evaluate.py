@@ -26,7 +26,7 @@ from pilltrack.core.files import write_atomically
 from pilltrack.core.gallery import Gallery
 from pilltrack.pipeline.agreement import embed_sets, measure_agreement, sets_of
 from pilltrack.pipeline.audit import archive_digest
-from pilltrack.pipeline.calibrate import agreement_limit
+from pilltrack.pipeline.calibrate import agreement_limit, pills_for_aim
 from pilltrack.pipeline.cohorts import ALL_CAPTURES, Cohort, cohort_of, require_captures
 from pilltrack.pipeline.enroll import (
     background_of,
@@ -121,6 +121,13 @@ def main(params: Params, artifacts: Path) -> None:
             for split in ("validation", "test")
         )
         agreement = agreement_limit(good.agreements(), good.pills, settings.refused_sets)
+        if agreement == -1:
+            log.warning(
+                "no limit to how unlike photos to enrol may be: %d validation pills with two "
+                "photos of a side, expected %d",
+                len(set(good.pills)),
+                pills_for_aim(settings.refused_sets),
+            )
 
         trials: dict[str, Trial] = {}
         for captures in ALL_CAPTURES:
@@ -145,12 +152,13 @@ def main(params: Params, artifacts: Path) -> None:
             },
             "model": {"int8_bytes": model.stat().st_size},
             "calibration": _calibration_facts(rule, found),
-            "enrolment": measure_agreement(agreement, tested, settings.seed),
             "test": {
                 captures: measure_trial(trial, gallery, settings)
                 for captures, trial in trials.items()
             },
         }
+        if len(set(tested.pills)) > 1:
+            metrics["enrolment"] = measure_agreement(agreement, tested, settings.seed)
         metrics["test"][settings.captures]["parity"] = parity(gated, float_trial)
         strangers, new = (
             _ranked(gallery, pool, gated[cohort].embeddings, gated[cohort].pills)

@@ -235,12 +235,13 @@ def _require_same_input(net: EmbeddingNet, trained: dict[str, Any], path: Path) 
 def _require_head(net: EmbeddingNet, head: dict[str, torch.Tensor], path: Path) -> None:
     """A head for embeddings of any length, whole."""
     own = net.head.state_dict()
-    of_number = {name: values.shape[1:] for name, values in head.items()}
-    lengths = {values.shape[:1] for values in head.values()}
+    shapes = {name: tuple(values.shape) for name, values in head.items()}
+    of_number = {name: shape[1:] for name, shape in shapes.items()}
+    lengths = {shape[:1] for shape in shapes.values()}
     if of_number != {name: values.shape[1:] for name, values in own.items()} or len(lengths) != 1:
         raise StageFailed(
             f"weights {path}",
-            found=f"a head of { ({name: tuple(values.shape) for name, values in head.items()}) }",
+            found=f"a head of {shapes}",
             expected=f"weight (D, {net.head.in_features}) and bias (D,)",
             remedy="Get the file again, or run the stage that writes it.",
         )

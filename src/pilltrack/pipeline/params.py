@@ -141,7 +141,7 @@ class EvaluateParams(_Section):
     augmented_per_photo: Annotated[int, Field(ge=0)]
     fpir: Inner  # strangers accepted: the aim that sets the threshold
     misnamed: Inner  # enrolled pills given another name: the aim that sets the margin
-    refused_sets: Inner  # good sets of photos questioned: the aim that sets their agreement
+    refused_sets: Inner  # good sets of photos refused: the aim that sets their agreement
     promised_fpir: Inner  # upper bound that test pills must prove
     promised_misnamed: Inner
     confidence: Inner  # of these bounds

@@ -151,7 +151,7 @@ class RuleSet(_Part):
 
 
 class Enrolment(_Part):
-    """How much photos of one side must agree, and what that does to sets of test pills: shares."""
+    """How much photos of one side must agree, and which sets of test pills that refuses: shares."""
 
     agreement: Annotated[float, Field(ge=-1, le=1)]
     refused: Share  # of good sets
@@ -191,7 +191,7 @@ class Metrics(_Part):
     origin: Origin
     gallery: GallerySize
     calibration: RuleSet
-    enrolment: Enrolment | None = None  # older results lack it
+    enrolment: Enrolment | None = None  # absent where photos were too few, and in older results
     model: ModelSize
     test: dict[Captures, Test]
     smaller_galleries: dict[Annotated[int, Field(ge=1)], SmallerGalleries] = {}
