@@ -14,10 +14,9 @@ from pilltrack.core.embedder import open_embedder
 from pilltrack.core.enrol import embed_references
 from pilltrack.pipeline.agreement import PHOTOS, Sets, embed_sets, measure_agreement, sets_of
 from pilltrack.pipeline.calibrate import agreement_limit
-from pilltrack.pipeline.data import appearance_of
 from pilltrack.pipeline.params import Params
 from pilltrack.pipeline.shots import Shot, photo_of
-from pilltrack.pipeline.table import ImageRow, load_images
+from pilltrack.pipeline.table import ImageRow, appearance_of, load_images
 from tests.tiny_bundle import MODEL
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import pytest
 
 from pilltrack.core.errors import DatasetRejected
-from pilltrack.pipeline.cohorts import cohort_of, photos_to_identify, require_captures
-from pilltrack.pipeline.enroll import choose_references
+from pilltrack.pipeline.cohorts import (
+    choose_references,
+    cohort_of,
+    photos_to_identify,
+    require_captures,
+)
 from pilltrack.pipeline.params import EvaluateParams, load_params
 from pilltrack.pipeline.table import ImageRow
 from tests.imports import ROOT

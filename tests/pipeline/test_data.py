@@ -18,14 +18,13 @@ from PIL import Image
 
 from pilltrack.pipeline.data import (
     Captures,
-    appearance_of,
     batch_plan,
     begin_worker,
     load_batches,
     shares_of_rank,
 )
 from pilltrack.pipeline.params import load_params
-from pilltrack.pipeline.table import ImageRow
+from pilltrack.pipeline.table import ImageRow, appearance_of
 from tests.imports import ROOT
 
 CAPTURE = load_params(ROOT / "params.yaml").capture

@@ -18,12 +18,11 @@ from tqdm import tqdm
 from pilltrack.core.embedder import Embedder
 from pilltrack.core.enrol import embed_references
 from pilltrack.core.quality import least_agreement
-from pilltrack.pipeline.data import appearance_of
 from pilltrack.pipeline.intervals import pill_means
 from pilltrack.pipeline.params import CaptureParams, Params
 from pilltrack.pipeline.protocol import Measures, rounded
 from pilltrack.pipeline.shots import Shot, photo_of
-from pilltrack.pipeline.table import SPLITS, ImageRow, Split
+from pilltrack.pipeline.table import SPLITS, ImageRow, Split, appearance_of
 
 PHOTOS = 3  # of a set, where there are so many
 

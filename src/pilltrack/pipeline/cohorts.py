@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from pilltrack.core.errors import DatasetRejected
 from pilltrack.pipeline.params import EvaluateParams
-from pilltrack.pipeline.table import CAPTURES, ImageRow
+from pilltrack.pipeline.table import CAPTURES, ImageRow, appearance_of
 
 Cohort = Literal["seen", "new", "strangers"]
 COHORTS: tuple[Cohort, ...] = get_args(Cohort)
@@ -19,6 +19,15 @@ def cohort_of(row: ImageRow) -> Cohort:
     if row.role == "stranger":
         return "strangers"
     return "seen" if row.split == "train" else "new"
+
+
+def choose_references(rows: Sequence[ImageRow], per_side: int) -> list[ImageRow]:
+    """The first photo of up to `per_side` duplicate groups of each appearance, in row order."""
+    looks: dict[str, dict[str, ImageRow]] = {}
+    for row in rows:
+        if row.role in ("fit", "reference"):
+            looks.setdefault(appearance_of(row), {}).setdefault(row.group, row)
+    return [row for groups in looks.values() for row in list(groups.values())[:per_side]]
 
 
 def photos_to_identify(rows: Sequence[ImageRow], split: str, captures: str) -> list[ImageRow]:

@@ -31,8 +31,8 @@ from pilltrack.core.errors import DatasetRejected, GateFailed, StageFailed
 from pilltrack.core.gallery import Gallery, read_background
 from pilltrack.core.metrics import auroc
 from pilltrack.pipeline.audit import archive_digest
-from pilltrack.pipeline.cohorts import COHORTS, Cohort, cohort_of
-from pilltrack.pipeline.enroll import choose_references, enrol_rows
+from pilltrack.pipeline.cohorts import COHORTS, Cohort, choose_references, cohort_of
+from pilltrack.pipeline.enroll import enrol_rows
 from pilltrack.pipeline.intervals import (
     LEVEL,
     MIN_PILLS,

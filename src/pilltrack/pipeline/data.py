@@ -22,7 +22,7 @@ from pilltrack.core.image import read_image
 from pilltrack.core.preprocess import to_model_input
 from pilltrack.pipeline.capture import cut_out, simulate_capture
 from pilltrack.pipeline.params import CaptureParams
-from pilltrack.pipeline.table import ImageRow
+from pilltrack.pipeline.table import ImageRow, appearance_of
 from pilltrack.pipeline.variants import variant_of
 
 CAPTURE_PX = 224  # like a crop from a camera; the embedder resizes it as on the device
@@ -30,11 +30,6 @@ CAPTURE_PX = 224  # like a crop from a camera; the embedder resizes it as on the
 Item = tuple[int, int]  # (index of a photo among the captures, capture seed)
 Label = tuple[int, int]  # (pill number, appearance number)
 Batch = tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]  # images by size, pills, appearances
-
-
-def appearance_of(row: ImageRow) -> str:
-    """The visual class of an image: its pill, and its side where that is known."""
-    return f"{row.pill}\t{row.side}"
 
 
 def batch_plan(

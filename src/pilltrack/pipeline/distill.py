@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pilltrack.core.errors import GateFailed, StageFailed
 from pilltrack.core.image import read_image
 from pilltrack.core.metrics import best_per_pill, recall_at_k
-from pilltrack.pipeline.data import Batch, Captures, appearance_of, captured
+from pilltrack.pipeline.data import Batch, Captures, captured
 from pilltrack.pipeline.fit import (
     AfterEpoch,
     Process,
@@ -46,7 +46,7 @@ from pilltrack.pipeline.models import (
 )
 from pilltrack.pipeline.params import DistillParams, Params
 from pilltrack.pipeline.rounding import add_int8_rounding, settle_int8_rounding
-from pilltrack.pipeline.table import load_images
+from pilltrack.pipeline.table import appearance_of, load_images
 from pilltrack.pipeline.torch_embedder import TorchEmbedder
 
 log = logging.getLogger(__name__)

@@ -6,22 +6,22 @@ validation and test pills with their reference photos, up to `references_per_sid
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
-from pilltrack.core.background import Background
 from pilltrack.core.embedder import Embedder, open_embedder
 from pilltrack.core.enrol import Photo, mean_embeddings, quarter_turns
 from pilltrack.core.errors import StageFailed
 from pilltrack.core.gallery import Gallery, Reference
 from pilltrack.core.image import read_image
-from pilltrack.pipeline.data import CAPTURE_PX, appearance_of, captured
+from pilltrack.pipeline.background import background_of
+from pilltrack.pipeline.cohorts import choose_references
+from pilltrack.pipeline.data import CAPTURE_PX, captured
 from pilltrack.pipeline.params import EnrollParams, Params
+from pilltrack.pipeline.shots import seeds_of
 from pilltrack.pipeline.table import ImageRow, load_images
 
 log = logging.getLogger(__name__)
@@ -34,18 +34,9 @@ def main(params: Params, artifacts: Path) -> None:
     rows = choose_references(load_images(artifacts / "prepare"), params.enroll.references_per_side)
     with Gallery.create(embedder.space, embedder.dim) as gallery:
         enrol_rows(gallery, embedder, artifacts / "prepare", rows, params)
-        gallery.background = background_of(gallery, rows, params.enroll)
+        gallery.background = background_of(embedder, artifacts / "prepare", rows, params)
         gallery.save(artifacts / "enroll" / "gallery.safetensors")
         log.info("enrolled %d references of %d pills", len(gallery), len(gallery.pills()))
-
-
-def choose_references(rows: Sequence[ImageRow], per_side: int) -> list[ImageRow]:
-    """The first photo of up to `per_side` duplicate groups of each appearance, in row order."""
-    looks: dict[str, dict[str, ImageRow]] = {}
-    for row in rows:
-        if row.role in ("fit", "reference"):
-            looks.setdefault(appearance_of(row), {}).setdefault(row.group, row)
-    return [row for groups in looks.values() for row in list(groups.values())[:per_side]]
 
 
 def require_prescribed(gallery: Gallery, rows: Sequence[ImageRow], settings: EnrollParams) -> None:
@@ -93,20 +84,9 @@ def enrol_rows(
             bar.update(len(batch))
 
 
-def background_of(gallery: Gallery, rows: Sequence[ImageRow], settings: EnrollParams) -> Background:
-    """Enrolled references of train pills, up to `background_photos` of them, drawn by the seed."""
-    trained = {row.image for row in rows if row.role == "fit"}
-    references, embeddings = gallery.references(), gallery.embeddings()
-    of_train = [n for n, reference in enumerate(references) if reference.image in trained]
-    drawn = np.random.default_rng(settings.seed).permutation(np.array(of_train, int))
-    kept = np.sort(drawn[: settings.background_photos])
-    return Background(embeddings[kept], [references[n].pill for n in kept])
-
-
 def _captures(photo: Photo, row: ImageRow, params: Params) -> list[Photo]:
     """Seeded by the photo's name: what else is enrolled changes nothing."""
-    name = int.from_bytes(hashlib.sha256(row.image.encode()).digest()[:8], "big")
-    seeds = np.random.default_rng([params.enroll.seed, name])
+    seeds = seeds_of(row, params.enroll.seed)
     return [
         captured(photo, CAPTURE_PX, params.capture, int(seeds.integers(2**62)))
         for _ in range(params.enroll.captures_per_photo)

@@ -26,14 +26,16 @@ from pilltrack.core.files import write_atomically
 from pilltrack.core.gallery import Gallery
 from pilltrack.pipeline.agreement import embed_sets, measure_agreement, sets_of
 from pilltrack.pipeline.audit import archive_digest
+from pilltrack.pipeline.background import background_of
 from pilltrack.pipeline.calibrate import agreement_limit, pills_for_aim
-from pilltrack.pipeline.cohorts import ALL_CAPTURES, Cohort, cohort_of, require_captures
-from pilltrack.pipeline.enroll import (
-    background_of,
+from pilltrack.pipeline.cohorts import (
+    ALL_CAPTURES,
+    Cohort,
     choose_references,
-    enrol_rows,
-    require_prescribed,
+    cohort_of,
+    require_captures,
 )
+from pilltrack.pipeline.enroll import enrol_rows, require_prescribed
 from pilltrack.pipeline.gallery_sizes import (
     Ranking,
     measure_sizes,
@@ -106,7 +108,7 @@ def main(params: Params, artifacts: Path) -> None:
         require_prescribed(gallery, rows, params.enroll)
         references = choose_references(rows, params.enroll.references_per_side)
         enrol_rows(student_gallery, student, prepared, references, params)
-        student_gallery.background = background_of(student_gallery, references, params.enroll)
+        student_gallery.background = background_of(student, prepared, references, params)
         shots, (embedded, by_student) = embed("validation", settings.captures)
         rule, found = calibrate_on(gallery, shots, embedded, settings)
         pool = {row.pill for row in references if cohort_of(row) == "new"}

@@ -15,7 +15,8 @@ from pilltrack.core.gallery import Gallery
 from pilltrack.core.locate import LocatorCard
 from pilltrack.pipeline.audit import archive_digest
 from pilltrack.pipeline.checkout import git_commit
-from pilltrack.pipeline.enroll import choose_references, require_prescribed
+from pilltrack.pipeline.cohorts import choose_references
+from pilltrack.pipeline.enroll import require_prescribed
 from pilltrack.pipeline.params import EvaluateParams, Params
 from pilltrack.pipeline.probe_pictures import probe_crops, probe_frames
 from pilltrack.pipeline.table import load_images, load_pills

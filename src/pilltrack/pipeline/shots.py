@@ -5,6 +5,7 @@ A shot is reproducible: the same row and seed give the same pixels, whichever mo
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,8 @@ from tqdm import tqdm
 
 from pilltrack.core.embedder import Embedder
 from pilltrack.core.image import read_image
-from pilltrack.pipeline.cohorts import photos_to_identify
+from pilltrack.pipeline.cohorts import choose_references, photos_to_identify
 from pilltrack.pipeline.data import CAPTURE_PX, captured
-from pilltrack.pipeline.enroll import choose_references
 from pilltrack.pipeline.params import CaptureParams, Params
 from pilltrack.pipeline.table import SPLITS, ImageRow, Split
 
@@ -53,6 +53,12 @@ def shots_to_identify(
         if row.role == "stranger" or row in enrolled
         for _ in range(params.evaluate.augmented_per_photo)
     ]
+
+
+def seeds_of(row: ImageRow, *salts: int) -> np.random.Generator:
+    """Seeds for captures of one photo, by its name: what other photos there are changes nothing."""
+    name = int.from_bytes(hashlib.sha256(row.image.encode()).digest()[:8], "big")
+    return np.random.default_rng([*salts, name])
 
 
 def photo_of(shot: Shot, prepared: Path, capture: CaptureParams) -> NDArray[np.uint8]:

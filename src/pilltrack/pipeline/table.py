@@ -50,6 +50,11 @@ class ImageRow:
     role: Role
 
 
+def appearance_of(row: ImageRow) -> str:
+    """The visual class of an image: its pill, and its side where that is known."""
+    return f"{row.pill}\t{row.side}"
+
+
 @dataclass(frozen=True, order=True, slots=True)
 class PillRow:
     """What is known about one pill besides its photos; unknown fields are empty.
