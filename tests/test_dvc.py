@@ -23,6 +23,10 @@ def test_every_stage_is_a_command_a_module_and_a_params_section() -> None:
         assert (ROOT / "src" / "pilltrack" / "pipeline" / f"{stage}.py").is_file()
 
 
+def test_what_is_enrolled_depends_on_the_kind_of_captures_that_are_identified() -> None:
+    assert set(DVC["enroll"]["params"]) == {"capture", "enroll", "evaluate.captures"}
+
+
 @pytest.mark.parametrize("stage", list(DVC))
 def test_stage_depends_on_every_source_file_it_imports_and_on_the_weights_it_may_begin_with(
     stage: str,

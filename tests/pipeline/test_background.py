@@ -13,11 +13,11 @@ from pilltrack.core.background import Background
 from pilltrack.core.embedder import open_embedder
 from pilltrack.core.errors import StageFailed
 from pilltrack.core.gallery import Gallery, Reference
-from pilltrack.pipeline.background import FROM_AFAR, background_of
+from pilltrack.pipeline.background import background_of
 from pilltrack.pipeline.cohorts import choose_references
 from pilltrack.pipeline.enroll import require_prescribed
 from pilltrack.pipeline.params import Params
-from pilltrack.pipeline.shots import Shot, photo_of
+from pilltrack.pipeline.shots import Shot, photo_of, seeds_of
 from pilltrack.pipeline.table import ImageRow, load_images
 from tests.tiny_bundle import MODEL
 
@@ -49,30 +49,25 @@ def test_it_holds_photos_of_train_pills_as_they_are_and_no_other(
 
 
 def test_simulated_ones_are_new_captures_half_of_them_from_afar(
-    tiny_artifacts: Path,
-    tiny_params: Params,
-    rows: Sequence[ImageRow],
-    monkeypatch: pytest.MonkeyPatch,
+    tiny_artifacts: Path, tiny_params: Params, rows: Sequence[ImageRow]
 ) -> None:
-    prepared, embedder, asked = tiny_artifacts / "prepare", open_embedder(MODEL), []
-
-    def remembered(embedders: object, shots: Sequence[Shot], *others: object) -> list[object]:
-        asked.append((shots, others[1]))
-        return [np.zeros((len(shots), embedder.dim), np.float32)]
-
-    monkeypatch.setattr("pilltrack.pipeline.background.embed_shots", remembered)
+    prepared, embedder = tiny_artifacts / "prepare", open_embedder(MODEL)
     augmented = _with(tiny_params, "augmented", 1000)
-    background_of(embedder, prepared, rows, augmented)
-    background_of(embedder, prepared, rows, augmented)
-    (shots, capture), again = asked
-    assert capture == augmented.capture.model_copy(update={"distant": FROM_AFAR})
-    assert (shots, capture) == again
-    seeds = [shot.seed for shot in shots]
-    assert None not in seeds
-    assert len(set(seeds)) == len(seeds) == sum(row.role == "fit" for row in rows)
-    fewer = [row for row in rows if row.role == "fit"][1:]
-    background_of(embedder, prepared, fewer, augmented)
-    assert asked[-1][0] == shots[1:]  # what else there is changes no capture
+    around = background_of(embedder, prepared, rows, augmented)
+    fit = [row for row in rows if row.role == "fit"]
+    assert list(around.pills) == [row.pill for row in fit]
+    fewer = background_of(embedder, prepared, fit[1:], augmented)
+    assert np.allclose(fewer.embeddings, around.embeddings[1:], atol=1e-6)  # seeded by the photo
+    seeds = [int(seeds_of(row, augmented.enroll.seed, 1).integers(2**62)) for row in fit]
+    assert len(set(seeds)) == len(seeds)
+    near = [  # the distance is drawn last: near captures are those of a camera that is always near
+        photo_of(Shot(row, seed), prepared, augmented.capture.model_copy(update={"distant": 0.0}))
+        for row, seed in zip(fit, seeds, strict=True)
+    ]
+    same = np.abs(embedder.embed(near) - around.embeddings).max(axis=1) < 1e-6
+    assert 0.25 < same.mean() < 0.75
+    of_reference = [int(seeds_of(row, augmented.enroll.seed).integers(2**62)) for row in fit]
+    assert not set(seeds) & set(of_reference)  # no capture that a reference averages
 
 
 def test_of_more_than_asked_for_the_seed_draws(

@@ -179,9 +179,12 @@ def read_bundle(directory: Path) -> Manifest:
     return manifest
 
 
-def of_format_9(calibration: Mapping[str, Any]) -> dict[str, Any]:
-    """The calibration of a manifest of format 8 or 9, with what format 8 leaves unsaid."""
-    return {"agreement": AGREEMENT_OF_8, **calibration}
+def calibration_in(manifest: Mapping[str, Any]) -> Any:
+    """The calibration of a manifest as parsed, unchecked, with what format 8 leaves unsaid."""
+    calibration = manifest.get("calibration")
+    if manifest.get("format") == 8 and isinstance(calibration, dict):
+        return {"agreement": AGREEMENT_OF_8, **calibration}
+    return calibration
 
 
 def _may_hold_bundle(directory: Path) -> bool:
@@ -215,9 +218,8 @@ def _read_manifest(directory: Path) -> Manifest:
             remedy="A newer format needs a newer PillTrack on this device; an older bundle "
             "has to be built again.",
         )
-    calibration = content.get("calibration")
-    if found_format == 8 and isinstance(calibration, dict):
-        raw = json.dumps(content | {"calibration": of_format_9(calibration)}).encode()
+    if found_format == 8 and "calibration" in content:
+        raw = json.dumps(content | {"calibration": calibration_in(content)}).encode()
     try:
         return Manifest.model_validate_json(raw)
     except ValidationError as error:

@@ -2,7 +2,7 @@
 
 It holds photos as they are taken to be identified, not references: a photo that shows little, taken
 from afar, is like all others that show little, and only a background with such photos lowers its
-scores (docs/lab-log.md, 2026-12-01).
+scores enough (docs/adr/0003-background.md).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pilltrack.pipeline.params import Params
 from pilltrack.pipeline.shots import Shot, embed_shots, seeds_of
 from pilltrack.pipeline.table import ImageRow
 
-FROM_AFAR = 0.5  # of the captures; chosen on validation pills
+FROM_AFAR = 0.5  # of the captures, whatever `capture.distant` says; chosen on validation pills
 _SALT = 1  # other seeds than those of a reference's captures
 
 
@@ -27,9 +27,9 @@ def background_of(
 ) -> Background:
     """Embeddings of photos of train pills, up to `enroll.background_photos`, drawn by the seed.
 
-    Of those `references` that are of train pills; as they are, or where `evaluate.captures` is
-    augmented, a new capture of each. Progress is shown on a terminal. Raises ImageRejected for a
-    photo that cannot be read.
+    Of those `references` that are of train pills: where `evaluate.captures` is augmented, a new
+    capture of each, FROM_AFAR of them of few pixels; else the photos as they are, of whatever kind.
+    Progress is shown on a terminal. Raises ImageRejected for a photo that cannot be read.
     """
     fit = [row for row in references if row.role == "fit"]
     drawn = np.random.default_rng(params.enroll.seed).permutation(len(fit))

@@ -40,7 +40,10 @@ def main(params: Params, artifacts: Path) -> None:
 
 
 def require_prescribed(gallery: Gallery, rows: Sequence[ImageRow], settings: EnrollParams) -> None:
-    """Raise StageFailed unless the gallery holds just what `rows` and `settings` prescribe."""
+    """Raise StageFailed unless the gallery holds just the references that the others prescribe.
+
+    Of its background only the size and the pills are looked at.
+    """
     chosen = choose_references(rows, settings.references_per_side)
     wanted = {Reference(row.pill, row.side, row.image) for row in chosen}
     found = set(gallery.references())

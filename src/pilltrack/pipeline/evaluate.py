@@ -125,8 +125,8 @@ def main(params: Params, artifacts: Path) -> None:
         agreement = agreement_limit(good.agreements(), good.pills, settings.refused_sets)
         if agreement == -1:
             log.warning(
-                "no limit to how unlike photos to enrol may be: %d validation pills with two "
-                "photos of a side, expected %d",
+                "no limit to how unlike photos to enrol may be: %d validation pills with a set of "
+                "photos of one side, expected %d",
                 len(set(good.pills)),
                 pills_for_aim(settings.refused_sets),
             )

@@ -55,10 +55,13 @@ def shots_to_identify(
     ]
 
 
-def seeds_of(row: ImageRow, *salts: int) -> np.random.Generator:
-    """Seeds for captures of one photo, by its name: what other photos there are changes nothing."""
+def seeds_of(row: ImageRow, seed: int, *salts: int) -> np.random.Generator:
+    """Seeds for captures of one photo, by its name: what other photos there are changes nothing.
+
+    `salts` tell apart captures for different ends under the same `seed`.
+    """
     name = int.from_bytes(hashlib.sha256(row.image.encode()).digest()[:8], "big")
-    return np.random.default_rng([*salts, name])
+    return np.random.default_rng([seed, *salts, name])
 
 
 def photo_of(shot: Shot, prepared: Path, capture: CaptureParams) -> NDArray[np.uint8]:

@@ -21,7 +21,7 @@ from pilltrack.core.bundle import (
     LOCATOR_FILE,
     MANIFEST_FILE,
     Manifest,
-    of_format_9,
+    calibration_in,
     read_bundle,
     write_bundle,
 )
@@ -67,7 +67,7 @@ def renew(bundle: Path, found: Path | None = None) -> Manifest:
     """
     old = json.loads((bundle / MANIFEST_FILE).read_bytes())
     model, gallery_file = bundle / old["model"]["file"], bundle / GALLERY_FILE
-    rule = Calibration.model_validate_json(json.dumps(of_format_9(old["calibration"])))
+    rule = Calibration.model_validate_json(json.dumps(calibration_in(old)))
     card = LocatorCard(min_confidence=old["locator"]["min_confidence"])
     if found is not None:
         card = LocatorCard.model_validate_json((found / "locator.json").read_bytes())
