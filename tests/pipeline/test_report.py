@@ -449,9 +449,17 @@ def test_page_says_which_photos_to_enrol_are_refused(
     assert "less alike than 0.30" in page
     assert "4.6 % of good sets" in page
     assert "98.8 % of sets with another pill’s photo (27 sides of 14 test pills)" in page
-    metrics = _metrics(params)
+    evaluate, metrics = artifacts / "evaluate", _metrics(params)
+    content = json.loads((evaluate / "calibration.json").read_text())
+    (evaluate / "calibration.json").write_text(json.dumps(content | {"agreement": -1.0}))
+    metrics["enrolment"] |= {"agreement": -1.0, "refused": 0.0, "caught": 0.0}
+    _write_metrics(evaluate, metrics)
+    shutil.rmtree(artifacts / "package")  # of another calibration
+    page, _ = _texts(params, artifacts, tmp_path / "none")
+    assert "as unlike each other as they like" in page
+    assert "less alike than" not in page
     del metrics["enrolment"]  # of an older run, or too few photos
-    _write_metrics(artifacts / "evaluate", metrics)
+    _write_metrics(evaluate, metrics)
     page, _ = _texts(params, artifacts, tmp_path / "without")
     assert "less alike than" not in page
 
